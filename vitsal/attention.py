@@ -1,0 +1,99 @@
+"""Recording a model's attention while it runs, and leaving the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+
+class AttentionNotRecorded(RuntimeError):
+    """A block gave no attention map, or has no attention that can be recorded."""
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module,
+    fuse: Callable[[Tensor], Tensor] | None = None,
+    *,
+    blocks: Sequence[int] | None = None,
+    with_gradient: bool = False,
+) -> Iterator[list[Tensor]]:
+    """Record the softmaxed attention of a timm ViT's blocks during one forward pass.
+
+    timm's fused attention never forms the attention matrix, so it is switched off inside the context, block by block,
+    and each block's `attn_drop`, which the matrix then passes through, is watched. On leaving, also by an exception,
+    flags are restored and hooks removed. A second forward pass inside replaces the first one's maps.
+
+    Args:
+        model: a timm ViT (`vitsal.load_model`), in eval mode.
+        fuse: what to keep of each map as soon as it is there, (B, H, N, N) -> anything smaller, such as
+            `partial(fuse_heads, head_fusion="max")`; all heads are kept without it.
+        blocks: indices of the blocks to record, negative from the end; all by default.
+        with_gradient: keep the maps in the autograd graph, for `torch.autograd.grad(logit, maps)`; works with frozen
+            parameters too. Otherwise they are detached.
+
+    Yields:
+        A list, filled by the forward pass: one tensor per recorded block, first block first.
+
+    Raises:
+        AttentionNotRecorded: a block has no attention to record, or gave none; the message names it.
+
+    Example:
+        >>> with record_attention(model) as maps:  # doctest: +SKIP
+        ...     logits = model(images)
+        >>> len(maps), maps[0].shape  # doctest: +SKIP
+        (12, torch.Size([8, 3, 197, 197]))
+    """
+    all_blocks = range(len(model.blocks))
+    indices = list(all_blocks) if blocks is None else [all_blocks[i] for i in blocks]
+    maps: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, attention: Tensor) -> None:
+        if with_gradient and not attention.requires_grad:  # frozen parameters: the graph begins here
+            attention.requires_grad_()
+        attention = attention if with_gradient else attention.detach()
+        maps.append(attention if fuse is None else fuse(attention))
+
+    with ExitStack() as stack:
+        handle = model.patch_embed.register_forward_pre_hook(lambda *_: maps.clear())
+        stack.callback(handle.remove)
+        modules = [attention_of(model, index) for index in indices]
+        stack.enter_context(fused_attention(modules, False))
+        for module in modules:
+            stack.callback(module.attn_drop.register_forward_hook(keep).remove)
+        yield maps
+    if len(maps) != len(indices):
+        raise AttentionNotRecorded(
+            f"Recorded {len(maps)} attention maps of blocks {indices} of {type(model).__name__}: run the model exactly "
+            "once inside the `with` block; a block that does not call its attn_drop cannot be recorded."
+        )
+
+
+@contextmanager
+def fused_attention(modules: Sequence[nn.Module], fused: bool) -> Iterator[None]:
+    """Switch timm's fused attention on or off in these attention modules; each gets its own flag back."""
+    before = [module.fused_attn for module in modules]
+    try:
+        for module in modules:
+            module.fused_attn = fused
+        yield
+    finally:
+        for module, flag in zip(modules, before, strict=True):
+            module.fused_attn = flag
+
+
+def attention_of(model: nn.Module, index: int) -> nn.Module:
+    """Return the attention module of block `index`: the one with timm's `attn_drop` and `fused_attn`.
+
+    Raises:
+        AttentionNotRecorded: the block has none, or several in parallel.
+    """
+    found = [m for m in model.blocks[index].modules() if hasattr(m, "attn_drop") and hasattr(m, "fused_attn")]
+    if len(found) == 1:
+        return found[0]
+    raise AttentionNotRecorded(
+        f"Block {index} of {type(model).__name__} is a {type(model.blocks[index]).__name__} with {len(found)} "
+        "attention modules where rollout needs exactly one."
+    )

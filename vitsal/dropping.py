@@ -1,0 +1,114 @@
+"""Choosing the patches to keep, and running a timm ViT on them alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from vitsal.errors import UserError, check_number
+
+
+def num_kept(num_patches: int, keep_ratio: float) -> int:
+    """Number of patches kept: keep_ratio * num_patches to the nearest integer (halves up), at least one.
+
+    Raises:
+        UserError: the keep ratio is no number in (0, 1].
+    """
+    ratio = check_number("keep ratio", keep_ratio, 0, 1, open_end="low")
+    return max(1, math.floor(ratio * num_patches + 0.5))
+
+
+def top_k_patches(saliency: Tensor, keep_ratio: float) -> Tensor:
+    """Indices of the most salient patches of each image, in ascending order: (B, gh, gw) or (B, P) -> (B, K).
+
+    Of equally salient patches the first in row-major order is kept, every time and on every device.
+
+    Raises:
+        UserError: the keep ratio is no number in (0, 1], or the saliency is not finite.
+
+    Example:
+        >>> top_k_patches(torch.tensor([[0.1, 0.4, 0.1, 0.4]]), keep_ratio=0.75)
+        tensor([[0, 1, 3]])
+    """
+    flat = saliency.flatten(1)
+    if not torch.isfinite(flat).all():
+        raise UserError("The saliency holds values that are not finite, so patches cannot be ranked by it.")
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    return order[:, : num_kept(flat.shape[1], keep_ratio)].sort(dim=1).values
+
+
+@contextmanager
+def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
+    """Inside this context, `model` runs on the patches in `keep` alone, for every forward pass of B images.
+
+    All patches are embedded with their positions; those not kept are then removed before the first block, so that no
+    block spends anything on them. Prefix tokens always stay. Rotary and relative positions follow the kept patches.
+
+    Args:
+        model: a timm ViT, Eva or Beit (`vitsal.load_model`).
+        keep: patch indices to keep, (B, K), from 0 in row-major order, prefix tokens not counted.
+    """
+    with ExitStack() as stack:
+        if isinstance(model, Beit):
+            _keep_in_beit(model, keep, stack)
+        else:  # timm's own place for dropping patches: after the position embedding, before the first block
+            stack.callback(setattr, model, "patch_drop", model.patch_drop)
+            model.patch_drop = _KeepPatches(keep, model.num_prefix_tokens, returns_indices=isinstance(model, Eva))
+        yield model
+
+
+def forward_kept(model: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
+    """Logits of `model` for `images` (B, 3, H, W) from the patches in `keep` (B, K) alone."""
+    with keep_patches(model, keep):
+        return model(images)
+
+
+class _KeepPatches(nn.Module):
+    """Stands in for timm's PatchDropout: keeps the given patches instead of random ones."""
+
+    def __init__(self, keep: Tensor, num_prefix_tokens: int, returns_indices: bool) -> None:
+        super().__init__()
+        self.keep, self.num_prefix_tokens, self.returns_indices = keep, num_prefix_tokens, returns_indices
+
+    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        kept = gather_tokens(tokens, _token_indices(self.keep, self.num_prefix_tokens))
+        return (kept, self.keep) if self.returns_indices else kept  # Eva picks its rotary positions by the indices
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """(B, N, C) and (B, M) -> (B, M, C)."""
+    return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _token_indices(keep: Tensor, num_prefix_tokens: int) -> Tensor:
+    prefix = torch.arange(num_prefix_tokens, device=keep.device).expand(len(keep), -1)
+    return torch.cat([prefix, keep + num_prefix_tokens], dim=1)
+
+
+def _keep_in_beit(model: Beit, keep: Tensor, stack: ExitStack) -> None:
+    """Beit has no place for dropping patches: they go at the first block, their relative positions with them."""
+    indices = _token_indices(keep, model.num_prefix_tokens)
+
+    def drop_tokens(block: nn.Module, args: tuple) -> tuple:
+        return (gather_tokens(args[0], indices), *args[1:])
+
+    def pick_bias(bias: Tensor) -> Tensor:  # (1, H, N, N) -> (B, H, M, M)
+        return bias[0][:, indices[:, :, None], indices[:, None, :]].transpose(0, 1)
+
+    stack.callback(model.blocks[0].register_forward_pre_hook(drop_tokens).remove)
+    if model.rel_pos_bias is not None:
+        stack.callback(model.rel_pos_bias.register_forward_hook(lambda m, args, bias: pick_bias(bias)).remove)
+    for attention in [block.attn for block in model.blocks]:
+        if attention.relative_position_bias_table is not None:
+            attention._get_rel_pos_bias = _compose(pick_bias, attention._get_rel_pos_bias)
+            stack.callback(delattr, attention, "_get_rel_pos_bias")
+
+
+def _compose(outer: Callable[[Tensor], Tensor], inner: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return lambda: outer(inner())

@@ -1,0 +1,186 @@
+"""Loading any timm ViT with its weights and its own transform; what the rest needs to know about its tokens."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import load_state_dict
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vitsal.embedded  # noqa: F401  (registers the embedded models with timm)
+from vitsal.errors import UserError, suggestion
+
+SUPPORTED = (VisionTransformer, Eva, Beit)
+WEIGHTS_DIR_VARIABLE = "VITSAL_WEIGHTS_DIR"
+
+
+def load_model(
+    name: str,
+    checkpoint: str | Path | None = None,
+    *,
+    pretrained: bool = True,
+    device: str | torch.device = "cpu",
+    **options: object,
+) -> nn.Module:
+    """Load a timm ViT in eval mode.
+
+    Weights are looked for in this order: `checkpoint`; `<name>.safetensors` in the folder that the environment
+    variable VITSAL_WEIGHTS_DIR names; the hub (or the package itself, for the embedded models). A checkpoint tells the
+    number of classes, and a pooled one (`fc_norm`, as fine-tuned MAE has) average pooling.
+
+    Args:
+        name: a timm model name, with or without a weight tag, or a hub name ("hf-hub:...").
+        checkpoint: a safetensors file, or a pickled one, which is read with `weights_only=True`.
+        pretrained: False gives random weights, and then no checkpoint may be named.
+        device: where to put the model.
+        options: passed to `timm.create_model`, such as `img_size=(224, 160)`.
+
+    Returns:
+        The timm model itself; its transform is `model_transform(model)`.
+
+    Raises:
+        UserError: unknown name, unsupported model, no weights to be had, or a checkpoint that does not fit, is damaged,
+            or would execute code.
+    """
+    _check_name(name)
+    path = checkpoint or (_weights_dir_file(name) if pretrained else None)
+    if path is None:
+        model = _create(name, pretrained=pretrained, **options)
+    else:
+        state = _read_checkpoint(Path(path))
+        model = _create(name, pretrained=False, **_options_from(state), **options)
+        _load_state(model, state, path)
+    return model.eval().to(device)
+
+
+def _check_name(name: str) -> None:
+    if ":" in name or timm.is_model(name):
+        return
+    known = set(timm.list_models()) | set(timm.list_pretrained())
+    raise UserError(f"Unknown model {name!r}: timm has none of this name.{suggestion(name, known)}")
+
+
+def _weights_dir_file(name: str) -> Path | None:
+    folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
+    path = Path(folder, f"{name}.safetensors") if folder else None
+    return path if path and path.is_file() else None
+
+
+def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
+    """Create the model; an unsupported one is refused before its weights are fetched."""
+    try:
+        with torch.device("meta"):
+            _check_supported(timm.create_model(name, pretrained=False, **options), name)
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, UserError) or not pretrained:
+            raise
+        raise UserError(
+            f"No weights for {name!r}: neither a checkpoint was given, nor does {WEIGHTS_DIR_VARIABLE} "
+            f"({os.environ.get(WEIGHTS_DIR_VARIABLE, 'not set')}) hold {name}.safetensors, and the hub gave: {error}"
+        ) from error
+
+
+def _check_supported(model: nn.Module, name: str) -> None:
+    if not isinstance(model, SUPPORTED):
+        raise UserError(
+            f"{name!r} is a {type(model).__name__}, which has no sequence of patch tokens as a ViT has. Supported are "
+            f"timm's {', '.join(kind.__name__ for kind in SUPPORTED)}: ViT, DeiT, DINO, DINOv2, CLIP, MAE, BEiT, EVA."
+        )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint file at {path}.")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is no checkpoint that can be read safely; nothing in it was executed. Only safetensors files and "
+            f"pickled dictionaries of tensors are read ({str(error).splitlines()[0]})."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} does not hold a dictionary of tensors.")
+    return state
+
+
+def _options_from(state: dict[str, Tensor]) -> dict[str, object]:
+    """What the checkpoint itself says about the model: its classes, and whether it pools its patches."""
+    options: dict[str, object] = {"num_classes": len(state["head.weight"])} if "head.weight" in state else {}
+    if "fc_norm.weight" in state and "norm.weight" not in state:
+        options["global_pool"] = "avg"
+    return options
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load `state`, in its authors' layout or timm's, or say which keys and shapes differ."""
+    to_timm_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    state = to_timm_layout(state, model) if to_timm_layout else state
+    own = model.state_dict()
+    differences = {
+        "missing": [key for key in own if key not in state],
+        "not in the model": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    if any(differences.values()):
+        said = "; ".join(f"{_shortened(keys)} {what}" for what, keys in differences.items() if keys)
+        raise UserError(f"{path} does not fit {type(model).__name__} {_name_of(model)}: {said}.")
+    model.load_state_dict(state)
+
+
+def _shortened(keys: list[str], most: int = 4) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def _name_of(model: nn.Module) -> str:
+    return model.pretrained_cfg.get("architecture", "")
+
+
+def model_transform(model: nn.Module) -> object:
+    """The model's own evaluation transform: PIL image -> (3, H, W), with its size, crop, mean and deviation."""
+    return create_transform(**resolve_model_data_config(model))
+
+
+def grid_size(model: nn.Module, images: Tensor | None = None) -> tuple[int, int]:
+    """(gh, gw), the patch grid of the model, or of these images (B, 3, H, W) where the model takes any size."""
+    if images is None:
+        return tuple(model.patch_embed.grid_size)
+    return tuple(model.patch_embed.dynamic_feat_size(images.shape[-2:]))
+
+
+def default_readout(model: nn.Module) -> str:
+    """Where the model reads its answer: "class" token, or "patches" for average-pooled models."""
+    has_class_token = getattr(model, "cls_token", None) is not None
+    return "class" if has_class_token and model.global_pool in ("token", "") else "patches"
+
+
+def convert_images(images: Tensor, source: nn.Module, target: nn.Module) -> Tensor:
+    """Turn images prepared for `source` into images for `target`: (B, 3, H, W) -> (B, 3, H', W').
+
+    Undoes one normalisation, resizes, applies the other: a guide sees what the target sees, in its own scale.
+    """
+    have, want = resolve_model_data_config(source), resolve_model_data_config(target)
+    size = tuple(getattr(target.patch_embed, "img_size", None) or want["input_size"][-2:])
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    if (have["mean"], have["std"]) == (want["mean"], want["std"]):
+        return images
+    as_statistic = lambda values: images.new_tensor(values)[:, None, None]  # noqa: E731
+    pixels = images * as_statistic(have["std"]) + as_statistic(have["mean"])
+    return (pixels - as_statistic(want["mean"])) / as_statistic(want["std"])

@@ -1,0 +1,130 @@
+"""Static figures for slides: 16:9, large type, colour-blind safe, saved as PNG at 200 dpi and as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HEAT_MAP = "inferno"
+SLIDE = (13.333, 7.5)  # inches, 16:9
+
+
+def use_slide_style() -> None:
+    """Set matplotlib's defaults for this course's figures; inline pictures are kept small for light notebooks."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": SLIDE,
+            "figure.dpi": 48,
+            "figure.constrained_layout.use": True,
+            "font.size": 20,
+            "axes.titlesize": 20,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "lines.linewidth": 3,
+            "lines.markersize": 9,
+            "legend.frameon": False,
+            "legend.fontsize": 17,
+            "svg.fonttype": "none",
+            "savefig.dpi": 200,
+        }
+    )
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Save a figure as `<folder>/<name>.png`, 200 dpi, and `.svg`; returns the PNG's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("svg", "png"):
+        figure.savefig(folder / f"{name}.{kind}", metadata={"Date": None} if kind == "svg" else None)
+    return folder / f"{name}.png"
+
+
+def to_pixels(images: Tensor, model: nn.Module) -> np.ndarray:
+    """Undo a model's normalisation for drawing: (B, 3, H, W) -> (B, H, W, 3) in [0, 1]."""
+    config = resolve_model_data_config(model)
+    mean, std = (images.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def scale_map(saliency: Tensor | np.ndarray) -> np.ndarray:
+    """Scale one map (gh, gw) to [0, 1] by its own minimum and maximum: for looking at, not for comparing images."""
+    values = np.asarray(torch.as_tensor(saliency).float().cpu())
+    span = values.max() - values.min()
+    return (values - values.min()) / span if span > 0 else np.zeros_like(values)
+
+
+def overlay(pixels: np.ndarray, saliency: Tensor | np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """Lay a saliency map, scaled and enlarged, over its image: (H, W, 3) and (gh, gw) -> (H, W, 3) in [0, 1]."""
+    scaled = torch.from_numpy(scale_map(saliency))[None, None]
+    large = F.interpolate(scaled, pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
+    return (1 - strength) * pixels + strength * plt.get_cmap(HEAT_MAP)(large)[..., :3]
+
+
+def hide_dropped(pixels: np.ndarray, keep: Tensor, grid_size: tuple[int, int], shade: float = 0.85) -> np.ndarray:
+    """Grey out the patches that are not kept: (H, W, 3) and (K,) -> (H, W, 3)."""
+    kept = torch.zeros(grid_size[0] * grid_size[1])
+    kept[keep.cpu()] = 1
+    mask = F.interpolate(kept.view(1, 1, *grid_size), pixels.shape[:2], mode="nearest")[0, 0].numpy()[..., None]
+    return pixels * mask + shade * (1 - mask)
+
+
+def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_names: Sequence[str] = ()) -> Figure:
+    """A contact sheet: rows of pictures (H, W, 3), a title over each column, a name beside each row."""
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=SLIDE)
+    for row, pictures in zip(axes, rows, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    for axis, name in zip(axes[:, 0], row_names, strict=False):
+        axis.set_ylabel(name)
+    return figure
+
+
+def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
+    """Draw accuracy against drop ratio, one curve with its 95 % band per guide.
+
+    Args:
+        axis: where to draw.
+        table: as `vitsal.outcomes.summarize` returns it, for one target.
+        styles: guide -> number of its colour and marker, so that a guide looks the same in every figure.
+    """
+    for guide, rows in table.groupby("guide", sort=False):
+        rows = rows.sort_values("keep_ratio")
+        dropped = 100 * (1 - rows.keep_ratio)
+        colour, marker = COLOURS[styles[guide] % len(COLOURS)], MARKERS[styles[guide] % len(MARKERS)]
+        axis.plot(dropped, 100 * rows.top1, color=colour, marker=marker, label=guide)
+        axis.fill_between(dropped, 100 * rows.ci_low, 100 * rows.ci_high, color=colour, alpha=0.2, linewidth=0)
+    label_drop_axes(axis)
+
+
+def plot_published(axis: Axes, curves: pd.DataFrame) -> None:
+    """Draw published curves (columns guide, drop_percent, top1), dashed and thin."""
+    for number, (guide, rows) in enumerate(curves.groupby("guide", sort=False)):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        axis.plot(rows.drop_percent, 100 * rows.top1, "--", color=colour, marker=marker, markersize=6, label=guide)
+    label_drop_axes(axis)
+
+
+def label_drop_axes(axis: Axes) -> None:
+    """Label the axes of a drop curve, and fix their range so that figures can be laid side by side."""
+    axis.set(xlabel="patches dropped (%)", ylabel="top-1 accuracy (%)", xlim=(-2, 92), ylim=(0, 102))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(loc="lower left")

@@ -1,0 +1,105 @@
+"""Presets bundle models, data and rollout parameters, so that one name moves a notebook from toy data to ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from vitsal.errors import UserError, check_choice, suggestion
+
+KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one experiment is made of; every part can be replaced singly (`choose_preset`).
+
+    Args:
+        target: the ViT that is made cheaper.
+        drop_target: the same, trained with patches dropped, to compare with; "" for none.
+        guide_model: the small ViT whose rollout chooses the patches.
+        data, split: what `vitsal.data.open_data` takes.
+        head_fusion, discard_ratio: of all rollouts.
+        keep_ratios: fractions of patches kept.
+        limit: number of images, spread evenly over the data; None takes all.
+    """
+
+    target: str
+    guide_model: str
+    data: str
+    split: str = "validation"
+    drop_target: str = ""
+    head_fusion: str = "max"
+    discard_ratio: float = 0.9
+    keep_ratios: tuple[float, ...] = KEEP_RATIOS
+    limit: int | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(
+        target="vitsal_digits_target",
+        drop_target="vitsal_digits_target_drop",
+        guide_model="vitsal_digits_guide",
+        data="digits",
+        split="test",
+    ),
+    "imagenette": Preset(
+        target="deit_tiny_patch16_224",
+        guide_model="deit_tiny_patch16_224",
+        data="imagenette",
+    ),
+    "imagenet": Preset(
+        target="vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        guide_model="deit_tiny_patch16_224.fb_in1k",
+        data="hfids/ILSVRC/imagenet-1k",
+    ),
+    "imagenet-large": Preset(
+        target="vit_large_patch16_224.augreg_in21k_ft_in1k",
+        guide_model="deit_tiny_patch16_224.fb_in1k",
+        data="hfids/ILSVRC/imagenet-1k",
+    ),
+}
+
+
+def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Preset:
+    """Return a preset, with the parts in `changes` that are not None replaced.
+
+    Raises:
+        UserError: unknown preset, or a part that presets do not have.
+
+    Example:
+        >>> choose_preset("digits", {"limit": 100, "target": None}).limit
+        100
+    """
+    preset = PRESETS[check_choice("preset", name, PRESETS)]
+    changes = {part: value for part, value in (changes or {}).items() if value is not None}
+    known = [part.name for part in fields(Preset)]
+    for part in changes:
+        if part not in known:
+            raise UserError(f"A preset has no {part!r}.{suggestion(part, known)} It has {', '.join(known)}.")
+    return replace(preset, **changes)
+
+
+def check_parameters(namespace: Mapping[str, object], known: Mapping[str, type | tuple[type, ...]]) -> None:
+    """Check a notebook's parameters, which papermill takes as they come: `check_parameters(globals(), known={...})`.
+
+    papermill defines every name it is given, so that a mistyped one goes unnoticed. All plain values in the notebook's
+    namespace at this point must be known parameters, of the types named.
+
+    Raises:
+        UserError: an unknown parameter, with the known ones; or a value of a wrong type.
+    """
+    plain = (bool, int, float, str, list, dict, type(None))
+    shell_names = ("In", "Out")
+    for name, value in namespace.items():
+        if name.startswith("_") or name in shell_names or type(value) not in plain:
+            continue
+        if name not in known:
+            raise UserError(f"Unknown parameter {name!r}.{suggestion(name, known)} Known: {', '.join(known)}.")
+        if (type(value) is bool and known[name] is not bool) or not isinstance(value, known[name]):
+            raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {_type_names(known[name])}.")
+
+
+def _type_names(types: type | tuple[type, ...]) -> str:
+    listed = types if isinstance(types, tuple) else (types,)
+    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in listed)
