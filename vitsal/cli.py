@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +16,7 @@ from vitsal.data import open_data, open_image
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.guides import GUIDES, make_guide
 from vitsal.models import load_model, model_transform
-from vitsal.outcomes import Outcomes, summarize
+from vitsal.outcomes import Outcomes, outcomes_file, summarize
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -51,9 +49,10 @@ def explain(
 ) -> None:
     """Draw which patches of an image matter to a ViT (vit-explain's options and defaults, any timm ViT)."""
     method = check_choice("method", method or ("rollout" if category_index is None else "grad-rollout"), METHODS)
+    picture = open_image(image)
     vit = load_model(model, checkpoint, device=find_device(device))
     guide = make_guide(method, vit, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index)
-    images = model_transform(vit)(open_image(image))[None].to(next(vit.parameters()).device)
+    images = model_transform(vit)(picture)[None].to(next(vit.parameters()).device)
     pixels = to_pixels(images, vit)[0]
     use_slide_style()
     figure = show_pictures([[pixels, overlay(pixels, guide(images)[0].cpu())]], [image.name, f"{method}, {model}"])
@@ -95,24 +94,19 @@ def drop_curve(
     vit = load_model(target, checkpoint, device=where)
     same_model = guide_model in (None, target) and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else load_model(guide_model or target, guide_checkpoint, device=where)
-    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    chooser = make_guide(guide, vit, model=inner, seed=seed, **options)
+    chooser = make_guide(
+        guide,
+        vit,
+        model=inner,
+        head_fusion=head_fusion,
+        discard_ratio=discard_ratio,
+        category_index=category_index,
+        seed=seed,
+    )
     dataset = open_data(data, model_transform(vit), split=split)
-    question = {
-        "target": target,
-        "target_weights": evaluation.weights_fingerprint(vit),
-        "guide": guide,
-        "guide_model": guide_model or target,
-        "guide_weights": evaluation.weights_fingerprint(inner),
-        **options,
-        "seed": seed,
-        "keep": ratios,
-        "data": evaluation.data_fingerprint(dataset),
-        "split": split,
-        "limit": limit,
-    }
-    output = output or Path("runs", f"drop-curve-{_digest(question)}.csv")
-    kept = Outcomes(output.with_suffix(".outcomes.jsonl"), question)
+    question = {**evaluation.question_of(vit, {guide: chooser}, dataset, ratios, limit=limit), "source": [data, split]}
+    path = output.with_suffix(".outcomes.jsonl") if output else outcomes_file("runs", question)
+    kept = Outcomes(path, question)
     evaluation.drop_curve(
         vit,
         {guide: chooser},
@@ -125,9 +119,10 @@ def drop_curve(
         outcomes=kept,
     )
     table = summarize(kept, target)
-    evaluation.write_table(table, output)
+    written = output or path.with_suffix("").with_suffix(".csv")
+    evaluation.write_table(table, written)
     print(table.to_string(index=False, float_format="{:.4f}".format))
-    print(output)
+    print(written)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -222,10 +217,6 @@ def parse_run_arguments(arguments: list[str]) -> tuple[list[int], dict[str, Any]
         else:
             raise UserError(f"{word!r} is neither a notebook's number nor a parameter: vitsal run 1 3 -p NAME VALUE.")
     return numbers, parameters
-
-
-def _digest(question: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -98,6 +100,34 @@ def check_labels(labels: Tensor, target: nn.Module) -> None:
             f"The data has class {labels.max().item()}, but the target knows classes 0 to {target.num_classes - 1}: "
             "data and target do not belong together."
         )
+
+
+def question_of(
+    target: nn.Module,
+    guides: Mapping[str, Guide],
+    dataset: IndexedImages | StreamedImages,
+    keep_ratios: Sequence[float],
+    *,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """What a drop curve asks, weights and data included: outcomes belong together where this is equal."""
+    return {
+        "target": describe(target),
+        "guides": {name: describe(guide) for name, guide in guides.items()},
+        "data": data_fingerprint(dataset),
+        "keep_ratios": list(keep_ratios),
+        "limit": limit,
+    }
+
+
+def describe(value: Any) -> Any:
+    """A guide, a model or a plain value as JSON can hold it; models by name and fingerprint of their weights."""
+    if isinstance(value, nn.Module):
+        return f"{value.pretrained_cfg.get('architecture')} {weights_fingerprint(value)}"
+    if dataclasses.is_dataclass(value):
+        parts = {part.name: describe(getattr(value, part.name)) for part in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **parts}
+    return value
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -6,6 +6,7 @@ appended, so whenever a run is killed, all but the batch at work is kept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,12 @@ class Outcomes:
     def correct(self, guide: str, keep_ratio: float) -> np.ndarray:
         """Whether each image's prediction is right, (n,) bool."""
         return np.array(self.predictions[guide, keep_ratio]) == np.array(self.labels)
+
+
+def outcomes_file(folder: str | Path, question: Mapping[str, Any]) -> Path:
+    """The file in `folder` that belongs to a question: its name holds the question's hash."""
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
+    return Path(folder, f"drop-curve-{digest}.outcomes.jsonl")
 
 
 def summarize(outcomes: Outcomes, target: str) -> pd.DataFrame:

@@ -35,6 +35,18 @@ class Preset:
     limit: int | None = None
 
 
+PART_TYPES: dict[str, tuple[type, ...]] = {
+    "target": (str,),
+    "drop_target": (str,),
+    "guide_model": (str,),
+    "data": (str,),
+    "split": (str,),
+    "head_fusion": (str,),
+    "discard_ratio": (float, int),
+    "keep_ratios": (list, tuple),
+    "limit": (int,),
+}
+
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
         target="vitsal_digits_target",
@@ -80,26 +92,35 @@ def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Pre
     return replace(preset, **changes)
 
 
-def check_parameters(namespace: Mapping[str, object], known: Mapping[str, type | tuple[type, ...]]) -> None:
-    """Check a notebook's parameters, which papermill takes as they come: `check_parameters(globals(), known={...})`.
+def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:
+    """Check a notebook's parameters and make its preset of them: `read_parameters(globals(), seed=int)`.
 
-    papermill defines every name it is given, so that a mistyped one goes unnoticed. All plain values in the notebook's
-    namespace at this point must be known parameters, of the types named.
+    papermill defines every name it is given, so that a mistyped one goes unnoticed. Here all plain values in the
+    notebook's namespace must be `preset`, a part of it (None leaves the preset's own), or one of `others`.
+
+    Args:
+        namespace: the notebook's `globals()`, after the cell tagged parameters.
+        others: the notebook's own parameters and their types.
 
     Raises:
-        UserError: an unknown parameter, with the known ones; or a value of a wrong type.
+        UserError: an unknown parameter, with the known ones; a value of a wrong type; an unknown preset.
+
+    Example:
+        >>> read_parameters({"preset": "digits", "limit": 100, "seed": 0}, seed=int).limit
+        100
     """
-    plain = (bool, int, float, str, list, dict, type(None))
-    shell_names = ("In", "Out")
-    for name, value in namespace.items():
-        if name.startswith("_") or name in shell_names or type(value) not in plain:
-            continue
+    parts = {part.name: PART_TYPES[part.name] for part in fields(Preset)}
+    known = {"preset": (str,), **parts, **{name: (kind,) for name, kind in others.items()}}
+    given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
+    for name, value in given.items():
         if name not in known:
             raise UserError(f"Unknown parameter {name!r}.{suggestion(name, known)} Known: {', '.join(known)}.")
-        if (type(value) is bool and known[name] is not bool) or not isinstance(value, known[name]):
-            raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {_type_names(known[name])}.")
+        if type(value) not in known[name] and not (value is None and name in parts):
+            types = " or ".join(kind.__name__ for kind in known[name])
+            raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {types}.")
+    return choose_preset(given["preset"], {name: given.get(name) for name in parts})
 
 
-def _type_names(types: type | tuple[type, ...]) -> str:
-    listed = types if isinstance(types, tuple) else (types,)
-    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in listed)
+def _is_parameter(name: str, value: object) -> bool:
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    return type(value) in plain and not name.startswith("_") and name not in ("In", "Out")

@@ -17,7 +17,7 @@ import numpy as np
 import skimage
 import sklearn.datasets
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance
 
 SIZE = 112  # pixels on each side of a scene
 CELL = 8  # pixels of a cached glyph per pixel of the 8 x 8 digit
@@ -78,9 +78,9 @@ def _photograph(name: str) -> Image.Image:
 
 
 def _random_pose(rng: np.random.Generator) -> Pose:
-    side = rng.uniform(36, 50)
+    side = rng.uniform(38, 48)
     centre = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
-    return Pose(centre, side, rng.uniform(-0.25, 0.25), rng.uniform(-0.2, 0.2))
+    return Pose(centre, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15))
 
 
 def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
@@ -94,8 +94,9 @@ def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 def _standout_colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """Of 8 random colours the one farthest from the mean background, so that everything painted is visible."""
-    colours = rng.uniform(0, 255, (8, 3)).astype(np.float32)
+    """Of 4 random bright colours the one farthest from the mean background, so that all that is painted is visible."""
+    colours = rng.uniform(60, 255, (4, 3)).astype(np.float32)
+    colours[range(4), rng.integers(3, size=4)] = 255
     return colours[((colours - background) ** 2).sum(1).argmax()]
 
 
@@ -103,7 +104,7 @@ def _crop(rng: np.random.Generator, photograph: Image.Image) -> Image.Image:
     side = rng.uniform(SIZE, min(photograph.size))
     left, top = rng.uniform(0, np.array(photograph.size) - side)
     crop = photograph.resize((SIZE, SIZE), Image.Resampling.BILINEAR, (left, top, left + side, top + side), 1.0)
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+    return ImageEnhance.Brightness(crop).enhance(0.5)
 
 
 def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:

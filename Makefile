@@ -1,0 +1,36 @@
+# Two commands do everything, set-up included: `make run` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test figures lab embedded clean
+
+run: $(INSTALLED)  ## execute all notebooks on the embedded default into runs/<time>/
+	$(BIN)/vitsal run
+
+test: $(INSTALLED)  ## lint, all tests, and every notebook through nbval
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+figures: $(INSTALLED)  ## regenerate the figures that the README shows
+	$(BIN)/vitsal run --output runs/figures
+	cp runs/figures/*.png runs/figures/*.svg figures/
+
+lab: $(INSTALLED)  ## open the course in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+embedded: $(INSTALLED)  ## train the embedded models again
+	$(BIN)/python -m vitsal.embedded.train --model all
+
+# torch and torchvision come in their newest release; everything else in the versions that were tested
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("vitsal needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar off --upgrade -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:  ## remove the virtual environment and everything that runs made
+	rm -rf $(VENV) runs

@@ -1,0 +1,57 @@
+"""What several test files need besides fixtures."""
+
+import torch
+from PIL import Image
+
+
+def randomise(model, seed=0):
+    """Give every parameter random values that matter.
+
+    As timm initialises them, attention is close to uniform, and layer scales, relative position tables and some heads
+    are zero or nearly so: a test on such a model would not notice a token in the wrong place.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("weight") and parameter.ndim > 1:
+                parameter.copy_(1.3 * noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.add_(0.3 * noise)
+    return model.eval()
+
+
+def traces(model):
+    """All that a careless hook or patch would leave behind in a model, in a form that can be compared."""
+    return {
+        name: (
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            len(module._backward_hooks),
+            getattr(module, "fused_attn", None),
+            sorted(set(vars(module)) - {"_compiled_call_impl"}),
+            type(getattr(module, "patch_drop", None)),
+            [parameter.grad is None for parameter in module.parameters(recurse=False)],
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Largest absolute difference at most `tolerance`."""
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=0, atol=tolerance)
+
+
+def save_image(path, colour=(200, 30, 90), size=(80, 80), mode="RGB", **options):
+    """Write one plain image, and the folders above it; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, **options)
+    return path
+
+
+def noise_image(path, seed, size=(80, 80)):
+    """Write one image of random pixels, and the folders above it; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = torch.randint(256, (*size, 3), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    Image.fromarray(pixels.numpy()).save(path)
+    return path

@@ -1,0 +1,204 @@
+"""Every supported family, with timm's own code: recording, rollout, and dropping that is exactly attention masking."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from helpers import assert_close, randomise, traces
+from timm.models.beit import Beit
+
+from vitsal.attention import record_attention
+from vitsal.dropping import forward_kept, gather_tokens, keep_patches, top_k_patches
+from vitsal.guides import AdaptedGuide, GradientRolloutGuide, LastAttentionGuide, RolloutGuide
+from vitsal.models import default_readout, grid_size, load_model, model_transform
+
+
+@dataclass(frozen=True)
+class Family:
+    """A timm name, made shallow and for small images so that the tests are quick; all else is as timm makes it."""
+
+    name: str
+    prefix: int = 1
+    readout: str = "class"
+    size: tuple[int, int] = (96, 96)
+    depth: int = 2
+    options: dict = field(default_factory=dict)
+
+    def load(self):
+        model = load_model(self.name, pretrained=False, img_size=self.size, depth=self.depth, **self.options)
+        return randomise(model)
+
+
+FAMILIES = {
+    "ViT tiny": Family("vit_tiny_patch16_224", depth=3),
+    "ViT base": Family("vit_base_patch16_224"),
+    "ViT large": Family("vit_large_patch16_224"),
+    "ViT huge": Family("vit_huge_patch14_224", size=(98, 98)),
+    "ViT not square": Family("vit_tiny_patch16_224", size=(224, 160)),
+    "DeiT distilled": Family("deit_tiny_distilled_patch16_224", prefix=2),
+    "DeiT-III": Family("deit3_small_patch16_224"),
+    "DINO": Family("vit_small_patch16_224.dino", options={"num_classes": 0}),
+    "DINOv2 registers": Family("vit_small_patch14_reg4_dinov2", prefix=5, size=(112, 112)),
+    "CLIP": Family("vit_base_patch16_clip_224"),
+    "MAE fine-tuned": Family("vit_base_patch16_224", readout="patches", options={"global_pool": "avg"}),
+    "SigLIP": Family("vit_base_patch16_siglip_224", prefix=0, readout="patches"),
+    "BEiT": Family("beit_base_patch16_224", readout="patches"),
+    "BEiT v2": Family("beitv2_base_patch16_224", readout="patches"),
+    "BEiT, one table": Family(
+        "beit_base_patch16_224",
+        readout="patches",
+        options={"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+    ),
+    "BEiT not square": Family("beit_base_patch16_224", readout="patches", size=(96, 64)),
+    "EVA-02": Family("eva02_tiny_patch14_224", readout="patches", size=(98, 98)),
+    "EVA-02 not square": Family("eva02_tiny_patch14_224", readout="patches", size=(98, 70)),
+    "RoPE mixed": Family("vit_small_patch16_rope_mixed_224"),
+    "DINOv3": Family("vit_small_patch16_dinov3", prefix=5),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return family.load()
+
+
+@pytest.fixture
+def images(family):
+    return torch.randn(3, 3, *family.size)
+
+
+def different_patches(model, images, keep_ratio=0.4):
+    """Other patches for each image, (B, K)."""
+    return top_k_patches(torch.rand(len(images), *grid_size(model)), keep_ratio)
+
+
+def test_what_is_known_of_its_tokens(family, model, images):
+    patch = model.patch_embed.patch_size
+    assert grid_size(model) == grid_size(model, images) == (family.size[0] // patch[0], family.size[1] // patch[1])
+    assert model.num_prefix_tokens == family.prefix
+    assert default_readout(model) == family.readout
+
+
+def test_transform_gives_its_input_size(family, model):
+    from PIL import Image
+
+    assert model_transform(model)(Image.new("RGB", (300, 200))).shape == (3, *family.size)
+
+
+@torch.no_grad()
+def test_one_row_stochastic_map_per_block(family, model, images):
+    with record_attention(model) as maps:
+        model(images)
+    num_tokens = family.prefix + model.patch_embed.num_patches
+    assert len(maps) == family.depth
+    for attention in maps:
+        assert attention.shape[::2] == (3, num_tokens)
+        assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
+        assert attention.amax(dim=-1).mean() > 2 / num_tokens  # far from uniform
+
+
+@pytest.mark.parametrize("make", [RolloutGuide, LastAttentionGuide, GradientRolloutGuide])
+def test_saliency(family, model, images, make):
+    if make is GradientRolloutGuide and not model.num_classes:
+        pytest.skip("no class to explain: the model has no classifier")
+    guide = make(model)
+    saliency = guide(images)
+    total = saliency.flatten(1).sum(dim=1)
+    assert saliency.shape == (3, *grid_size(model))
+    assert saliency.isfinite().all()
+    assert saliency.min() >= 0
+    assert total.min() > 0
+    if family.prefix:
+        assert total.max() < 1  # the rest lies on the prefix tokens
+    else:
+        assert_close(total, torch.ones(3))
+    assert saliency.flatten(1).std(dim=1).min() > 1e-4  # a uniform map would pass all other checks
+    for index in range(3):
+        assert_close(guide(images[index : index + 1])[0], saliency[index])
+
+
+@torch.no_grad()
+def test_keeping_everything_is_the_untouched_model(model, images):
+    everything = torch.arange(model.patch_embed.num_patches).expand(3, -1)
+    assert_close(forward_kept(model, images, everything), model(images))
+
+
+def masked_like(model, images, keep):
+    """Logits where the patches that are not kept are no keys in any block, and do not reach the head."""
+    prefix = torch.arange(model.num_prefix_tokens).expand(len(keep), -1)
+    indices = torch.cat([prefix, keep + model.num_prefix_tokens], dim=1)
+    mask = torch.full((len(keep), model.num_prefix_tokens + model.patch_embed.num_patches), float("-inf"))
+    mask = mask.scatter(1, indices, 0.0)[:, None, None, :]
+    option = "shared_rel_pos_bias" if isinstance(model, Beit) else "attn_mask"
+
+    def add_mask(block, args, options):
+        bias = options.get(option)
+        return args, {**options, option: mask if bias is None else bias + mask}
+
+    handles = [block.register_forward_pre_hook(add_mask, with_kwargs=True) for block in model.blocks]
+    features = model.forward_features(images)
+    for handle in handles:
+        handle.remove()
+    return model.forward_head(gather_tokens(features, indices))
+
+
+@torch.no_grad()
+def test_dropping_equals_masking(model, images):
+    keep = different_patches(model, images)
+    dropped = forward_kept(model, images, keep)
+    assert_close(dropped, masked_like(model, images, keep), 1e-4)
+    assert (dropped - model(images)).abs().max() > 0.05  # the patches that went did matter
+    other = forward_kept(model, images, different_patches(model, images))
+    assert (dropped - other).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_batch_equals_single_images(model, images):
+    keep = different_patches(model, images)
+    together = forward_kept(model, images, keep)
+    for index in range(3):
+        alone = forward_kept(model, images[index : index + 1], keep[index : index + 1])
+        assert_close(alone[0], together[index])
+
+
+@torch.no_grad()
+def test_tokens_are_really_removed(family, model, images):
+    keep = different_patches(model, images)
+    counts = []
+    handles = [block.attn.register_forward_hook(lambda _, args, out: counts.append(out.shape)) for block in model.blocks]
+    forward_kept(model, images, keep)
+    for handle in handles:
+        handle.remove()
+    assert counts == [(3, family.prefix + keep.shape[1], model.embed_dim)] * family.depth
+
+
+@torch.no_grad()
+def test_attention_of_a_dropped_forward_can_be_recorded(family, model, images):
+    keep = different_patches(model, images)
+    with keep_patches(model, keep), record_attention(model) as maps:
+        model(images)
+    assert [attention.shape[-1] for attention in maps] == [family.prefix + keep.shape[1]] * family.depth
+
+
+def test_model_is_as_before(model, images):
+    before, logits = traces(model), model(images).detach()
+    keep = different_patches(model, images)
+    forward_kept(model, images, keep)
+    RolloutGuide(model, "max", 0.9)(images)
+    with pytest.raises(ZeroDivisionError), keep_patches(model, keep):
+        1 / 0  # noqa: B018
+    assert traces(model) == before
+    assert torch.equal(model(images), logits)
+
+
+@torch.no_grad()
+def test_as_a_guide_for_another_target(model, tiny_vit):
+    """Any family can guide any target: images are converted, the map is laid on the target's grid."""
+    saliency = AdaptedGuide(RolloutGuide(model), tiny_vit)(torch.randn(2, 3, 64, 64))
+    assert saliency.shape == (2, 4, 4)
+    assert saliency.isfinite().all()

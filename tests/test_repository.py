@@ -1,0 +1,89 @@
+"""The repository keeps its promises: one set of requirements, and notebooks in the house form."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def all_requirements() -> set[str]:
+    project = pyproject()
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    return {line for line in [*project["dependencies"], *extras] if not line.startswith("vitsal[")}
+
+
+def test_environment_yml_asks_for_the_same_as_pyproject() -> None:
+    listed = re.findall(r"^  - (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    expected = {f"python{pyproject()['requires-python']}"}
+    for requirement in all_requirements():
+        name, version = requirement.split(">=")
+        expected.add(f"{CONDA_NAMES.get(name, name)}>={version}")
+    assert set(listed) == expected
+
+
+def test_constraints_satisfy_pyproject_and_name_no_host() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text
+    assert "--" not in text
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", text, re.MULTILINE))
+    required = dict(requirement.split(">=") for requirement in all_requirements())
+    assert pinned.keys() == required.keys() - {"torch", "torchvision"}
+    for name, version in pinned.items():
+        assert numbers(version) >= numbers(required[name]), name
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebookForm:
+    def test_opening(self, path: Path) -> None:
+        title, *others = json.loads(path.read_text())["cells"]
+        assert title["cell_type"] == "markdown"
+        text = "".join(title["source"])
+        assert text.startswith("# ")
+        assert f"colab.research.google.com/github/vitsal/vitsal/blob/main/notebooks/{path.name}" in text
+        assert "**The question.**" in text
+        assert others[0]["cell_type"] == "code"
+        assert "google.colab" in "".join(others[0]["source"])
+        tagged = [cell for cell in others if "parameters" in cell["metadata"].get("tags", [])]
+        assert len(tagged) == 1
+
+    def test_cells_are_short(self, path: Path) -> None:
+        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        lines = sorted(len("".join(cell["source"]).splitlines()) for cell in cells)
+        assert lines[-1] <= 30
+        assert lines[len(lines) // 2] < 12
+
+    def test_executed_in_order_without_errors_or_widget_state(self, path: Path) -> None:
+        notebook = json.loads(path.read_text())
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+        assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+        assert "widgets" not in notebook["metadata"]
+        assert path.stat().st_size < 500_000
+
+    def test_ends_with_takeaway_and_two_exercises(self, path: Path) -> None:
+        text = "".join(json.loads(path.read_text())["cells"][-1]["source"])
+        assert "**Exercises.**" in text
+        exercises = text.split("**Exercises.**")[1]
+        assert re.findall(r"^(\d)\. ", exercises, re.MULTILINE) == ["1", "2"]
+
+
+def test_every_notebook_is_listed_with_its_badge() -> None:
+    assert NOTEBOOKS
+    readme, listing = (ROOT / "README.md").read_text(), (ROOT / "notebooks" / "README.md").read_text()
+    for path in NOTEBOOKS:
+        assert f"notebooks/{path.name}" in readme
+        assert path.name in listing
