@@ -9,7 +9,7 @@ from vitsal.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "num_patches, keep_ratio, expected",
+    ("num_patches", "keep_ratio", "expected"),
     [
         (196, 1.0, 196),
         (196, 0.7, 137),  # 137.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from vitsal.scenes import DigitScenes
 Transform = Callable[[Image.Image], Tensor]
 STREAMS = ("hfids/", "wds/", "tfds/")
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-DOWNLOAD_DIR = Path("data")
+DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
         scenes = DigitScenes("train" if split == "train" else "test")
         return IndexedImages(scenes.__getitem__, scenes.filename, len(scenes), transform)
     if source == "imagenette":
-        return _open_folder(_download_imagenette(split), transform)
+        return _open_folder(_imagenette(split), transform)
     if source.startswith(STREAMS):
         return StreamedImages(_open_timm(source, create_dataset, split, transform=transform, is_training=False))
     if source.startswith("hfds/"):
@@ -182,17 +183,26 @@ def _open_timm(source: str, opener: Callable, split: str, **options: Any) -> Any
         raise UserError(f"The data set {source!r}, split {split!r}, cannot be opened: {error}") from error
 
 
-def _download_imagenette(split: str) -> Path:
+def _imagenette(split: str) -> Path:
+    """Folder of Imagenette's part, of whatever image size is there; downloaded by torchvision where there is none."""
     part = "train" if split == "train" else "val"
-    target = DOWNLOAD_DIR / "imagenette2-320" / part
-    if not target.is_dir():
-        try:
-            torchvision.datasets.Imagenette(str(DOWNLOAD_DIR), split=part, size="320px", download=True)
-        except OSError as error:
-            raise UserError(
-                f"Imagenette is not in {target} and cannot be downloaded ({error}); give the path of a folder instead."
-            ) from error
-    return target
+    for folder in sorted(data_dir().glob(f"imagenette2*/{part}")):
+        return folder
+    try:
+        torchvision.datasets.Imagenette(str(data_dir()), split=part, size="320px", download=True)
+    except OSError as error:
+        raise UserError(
+            f"Imagenette is not in {data_dir()} and cannot be downloaded ({error}). Give the path of a folder as data, or "
+            f"name the folder that holds imagenette2-320 in the environment variable {DATA_DIR_VARIABLE}."
+        ) from error
+    return data_dir() / "imagenette2-320" / part
+
+
+def data_dir() -> Path:
+    """Where downloads go: VITSAL_DATA_DIR, or `data` in the course's folder, or in the current one."""
+    course = Path(__file__).parent.parent
+    default = course if (course / "notebooks").is_dir() else Path.cwd()
+    return Path(os.environ.get(DATA_DIR_VARIABLE) or default / "data")
 
 
 def batches(

@@ -98,8 +98,8 @@ def _keep_in_beit(model: Beit, keep: Tensor, stack: ExitStack) -> None:
     def drop_tokens(block: nn.Module, args: tuple) -> tuple:
         return (gather_tokens(args[0], indices), *args[1:])
 
-    def pick_bias(bias: Tensor) -> Tensor:  # (1, H, N, N) -> (B, H, M, M)
-        return bias[0][:, indices[:, :, None], indices[:, None, :]].transpose(0, 1)
+    def pick_bias(bias: Tensor) -> Tensor:  # (1, H, N, N), or (H, N, N) where blocks share one -> (B, H, M, M)
+        return bias.view(bias.shape[-3:])[:, indices[:, :, None], indices[:, None, :]].transpose(0, 1)
 
     stack.callback(model.blocks[0].register_forward_pre_hook(drop_tokens).remove)
     if model.rel_pos_bias is not None:

@@ -15,7 +15,7 @@ from vitsal.attention import record_attention
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.legacy import legacy_gradient_rollout, legacy_rollout
 from vitsal.models import convert_images, default_readout, grid_size
-from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, readout_row
+from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
 
 Guide = Callable[[Tensor], Tensor]
 
@@ -159,9 +159,7 @@ class LastAttentionGuide(_ModelGuide):
     def _saliency(self, images: Tensor) -> Tensor:
         with record_attention(self.model, fuse_heads, blocks=[-1]) as fused:
             self.model(images)
-        num_prefix_tokens = self.model.num_prefix_tokens
-        row = readout_row(fused[0], num_prefix_tokens, self.readout)
-        return torch.bmm(row[:, None], fused[0])[:, 0, num_prefix_tokens:]
+        return last_attention(fused[0], num_prefix_tokens=self.model.num_prefix_tokens, readout=self.readout)
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,8 @@ class RandomGuide:
         return torch.stack(maps).to(images.device)
 
     def _map(self, image: Tensor) -> Tensor:
-        content = zlib.crc32(image.contiguous().view(torch.uint8).numpy())
-        generator = torch.Generator().manual_seed((self.seed << 32) + content)
+        seed = zlib.crc32(image.contiguous().view(torch.uint8).numpy(), self.seed)  # torch takes 32 bits, not more
+        generator = torch.Generator().manual_seed(seed)
         return torch.rand(self.grid_size, generator=generator)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import load_state_dict
 from timm.models.beit import Beit
@@ -59,7 +58,7 @@ def load_model(
         model = _create(name, pretrained=pretrained, **options)
     else:
         state = _read_checkpoint(Path(path))
-        model = _create(name, pretrained=False, **_options_from(state), **options)
+        model = _create(name, pretrained=False, **_options_from(state) | options)
         _load_state(model, state, path)
     return model.eval().to(device)
 
@@ -105,10 +104,11 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UserError(f"There is no checkpoint file at {path}.")
     try:
         state = load_state_dict(str(path), weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+    except Exception as error:  # whatever the readers raise over bytes that are no checkpoint
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{path} is no checkpoint that can be read safely; nothing in it was executed. Only safetensors files and "
-            f"pickled dictionaries of tensors are read ({str(error).splitlines()[0]})."
+            f"pickled dictionaries of tensors are read ({reason})."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not hold a dictionary of tensors.")
@@ -126,7 +126,10 @@ def _options_from(state: dict[str, Tensor]) -> dict[str, object]:
 def _load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Load `state`, in its authors' layout or timm's, or say which keys and shapes differ."""
     to_timm_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    state = to_timm_layout(state, model) if to_timm_layout else state
+    with suppress(
+        AttributeError, KeyError, ValueError, RuntimeError
+    ):  # another architecture's keys are named as they are
+        state = to_timm_layout(state, model) if to_timm_layout else state
     own = model.state_dict()
     differences = {
         "missing": [key for key in own if key not in state],
@@ -154,7 +157,13 @@ def _name_of(model: nn.Module) -> str:
 
 def model_transform(model: nn.Module) -> object:
     """The model's own evaluation transform: PIL image -> (3, H, W), with its size, crop, mean and deviation."""
-    return create_transform(**resolve_model_data_config(model))
+    return create_transform(**resolve_model_data_config(model) | {"input_size": (3, *input_size(model))})
+
+
+def input_size(model: nn.Module) -> tuple[int, int]:
+    """(H, W) of the images that this model takes, which `img_size` may have set apart from its name's own."""
+    size = getattr(model.patch_embed, "img_size", None)
+    return tuple(size or resolve_model_data_config(model)["input_size"][-2:])
 
 
 def grid_size(model: nn.Module, images: Tensor | None = None) -> tuple[int, int]:
@@ -176,9 +185,8 @@ def convert_images(images: Tensor, source: nn.Module, target: nn.Module) -> Tens
     Undoes one normalisation, resizes, applies the other: a guide sees what the target sees, in its own scale.
     """
     have, want = resolve_model_data_config(source), resolve_model_data_config(target)
-    size = tuple(getattr(target.patch_embed, "img_size", None) or want["input_size"][-2:])
-    if images.shape[-2:] != size:
-        images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    if images.shape[-2:] != input_size(target):
+        images = F.interpolate(images, input_size(target), mode="bicubic", antialias=True, align_corners=False)
     if (have["mean"], have["std"]) == (want["mean"], want["std"]):
         return images
     as_statistic = lambda values: images.new_tensor(values)[:, None, None]  # noqa: E731

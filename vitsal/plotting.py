@@ -27,7 +27,7 @@ def use_slide_style() -> None:
     plt.rcParams.update(
         {
             "figure.figsize": SLIDE,
-            "figure.dpi": 48,
+            "figure.dpi": 60,
             "figure.constrained_layout.use": True,
             "font.size": 20,
             "axes.titlesize": 20,
@@ -99,7 +99,7 @@ def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], r
 
 
 def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
-    """Draw accuracy against drop ratio, one curve with its 95 % band per guide.
+    """Draw accuracy against drop ratio, one curve per guide, with its 95 % band.
 
     Args:
         axis: where to draw.
@@ -109,22 +109,27 @@ def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int])
     for guide, rows in table.groupby("guide", sort=False):
         rows = rows.sort_values("keep_ratio")
         dropped = 100 * (1 - rows.keep_ratio)
-        colour, marker = COLOURS[styles[guide] % len(COLOURS)], MARKERS[styles[guide] % len(MARKERS)]
-        axis.plot(dropped, 100 * rows.top1, color=colour, marker=marker, label=guide)
+        axis.plot(dropped, 100 * rows.top1, label=guide, **curve_style(styles[guide]))
+        colour = COLOURS[styles[guide]]
         axis.fill_between(dropped, 100 * rows.ci_low, 100 * rows.ci_high, color=colour, alpha=0.2, linewidth=0)
-    label_drop_axes(axis)
+    label_drop_axis(axis)
 
 
-def plot_published(axis: Axes, curves: pd.DataFrame) -> None:
-    """Draw published curves (columns guide, drop_percent, top1), dashed and thin."""
-    for number, (guide, rows) in enumerate(curves.groupby("guide", sort=False)):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        axis.plot(rows.drop_percent, 100 * rows.top1, "--", color=colour, marker=marker, markersize=6, label=guide)
-    label_drop_axes(axis)
+def plot_published(axis: Axes, curves: pd.DataFrame, styles: Mapping[str, int]) -> None:
+    """Draw published curves (columns guide, drop_percent, top1), dashed: they come without intervals."""
+    for guide, rows in curves.groupby("guide", sort=False):
+        axis.plot(rows.drop_percent, 100 * rows.top1, ls="--", label=guide, **curve_style(styles[guide]))
+    label_drop_axis(axis)
 
 
-def label_drop_axes(axis: Axes) -> None:
-    """Label the axes of a drop curve, and fix their range so that figures can be laid side by side."""
+def curve_style(number: int) -> dict[str, str]:
+    """Colour and marker number `number` of the colour-blind safe palette."""
+    return {"color": COLOURS[number], "marker": MARKERS[number]}
+
+
+def label_drop_axis(axis: Axes) -> None:
+    """Label a drop curve, and fix its range so that figures can be laid side by side; inner labels are left out."""
     axis.set(xlabel="patches dropped (%)", ylabel="top-1 accuracy (%)", xlim=(-2, 92), ylim=(0, 102))
     axis.grid(axis="y", alpha=0.3)
     axis.legend(loc="lower left")
+    axis.label_outer()

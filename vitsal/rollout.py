@@ -99,9 +99,10 @@ def propagate(fused: Sequence[Tensor], start: Tensor) -> Tensor:
         (B, N): how much each input token contributes to what is read.
     """
     row = start
-    for attention in reversed(fused):
-        share = row / (attention.sum(dim=-1) + 1)
-        row = torch.bmm(share[:, None], attention)[:, 0] + share
+    with torch.autocast(start.device.type, enabled=False):  # which would round the products to 16 bits
+        for attention in reversed(fused):
+            share = row / (attention.sum(dim=-1) + 1)
+            row = torch.bmm(share[:, None], attention)[:, 0] + share
     return row
 
 
@@ -156,3 +157,14 @@ def attention_rollout(
     kept = [discard_lowest(attention, discard_ratio, protect_class) for attention in fused]
     row = propagate(kept, readout_row(kept[-1], num_prefix_tokens, readout))
     return row[:, num_prefix_tokens:]
+
+
+def last_attention(fused: Tensor, *, num_prefix_tokens: int = 1, readout: str = "class") -> Tensor:
+    """What one block's readout token attends to: the last block's matrix (B, N, N) -> saliency (B, P), raw.
+
+    Args:
+        fused: attention of that block with its heads fused.
+        num_prefix_tokens, readout: as in `attention_rollout`.
+    """
+    row = readout_row(fused, num_prefix_tokens, readout)
+    return (row[:, :, None] * fused).sum(dim=1)[:, num_prefix_tokens:]  # no bmm: autocast would round it to 16 bits

@@ -1,9 +1,9 @@
-"""Digit scenes: a small labelled data set with known objects, made on the fly from files that come with two packages.
+"""Digit scenes: a labelled data set with known objects, made on the fly from files that come with two packages.
 
 Real handwritten digits (``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, UCI "Optical Recognition of
 Handwritten Digits") are coloured, scaled, rotated, sheared and placed anywhere over crops of real photographs
-(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which pixels
-are digit, so a saliency map can be checked against the object it should find. Nothing is downloaded.
+(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which of its
+pixels are digit, so a saliency map can be checked against the object it should find. Nothing is downloaded.
 
 Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``digit_rows``.
 """
@@ -32,7 +32,7 @@ PHOTOGRAPHS = {
 
 
 class Scene(NamedTuple):
-    """One scene: image (112, 112, 3) uint8, mask (112, 112) bool, true on digit ink, and what it was made of."""
+    """One scene: image (112, 112, 3) uint8, mask of the digit's ink (112, 112) bool, and what it was made of."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -52,7 +52,7 @@ class Pose(NamedTuple):
 
 @cache
 def digit_rows(split: str) -> np.ndarray:
-    """Rows of ``load_digits()`` that a split draws from, int64: every fourth digit is test, the others train."""
+    """Rows of ``load_digits()`` that a split draws from, int64: every fourth is test, the others train."""
     rows = np.arange(len(_digits()[1]))
     return rows[(rows % 4 == 3) == (split == "test")]
 
@@ -84,7 +84,7 @@ def _random_pose(rng: np.random.Generator) -> Pose:
 
 
 def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
-    """Opacity of the ink (112, 112) in 0..1: the glyph under the pose, its grey edge sharpened to about 1 pixel."""
+    """Opacity of the ink, (112, 112) float32 in 0..1: the glyph in its pose, with an edge of about a pixel."""
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
     matrix = 8 * CELL / pose.side * np.array([[1, pose.shear], [0, 1]]) @ np.array([[cos, sin], [-sin, cos]])
     offset = GLYPH / 2 - matrix @ pose.centre
@@ -94,7 +94,7 @@ def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 def _standout_colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """Of 4 random bright colours the one farthest from the mean background, so that all that is painted is visible."""
+    """Of 4 random bright colours the one farthest from the mean background: all that is painted is visible."""
     colours = rng.uniform(60, 255, (4, 3)).astype(np.float32)
     colours[range(4), rng.integers(3, size=4)] = 255
     return colours[((colours - background) ** 2).sum(1).argmax()]
@@ -156,9 +156,9 @@ def make_scene(split: str, seed: int, index: int) -> Scene:
 
 
 class DigitScenes(torch.utils.data.Dataset):
-    """Scenes with one handwritten digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
+    """Scenes of one handwritten digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
 
-    The image is a ``PIL.Image`` of 112 x 112 pixels (RGB), or what ``transform`` makes of it; the label is the digit.
+    The image is a ``PIL.Image`` (RGB, 112 x 112), or what ``transform`` makes of it; the label is the digit.
     Scene i depends on (split, seed, i) only, so a larger data set begins with the scenes of a smaller one.
 
     Args:

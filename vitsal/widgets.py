@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vitsal.dropping import forward_kept, top_k_patches
-from vitsal.guides import attention_gradients
+from vitsal.guides import attention_gradients, check_category
 from vitsal.models import default_readout, grid_size
 from vitsal.plotting import hide_dropped, overlay, show_pictures, to_pixels
-from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads
+from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
 
 METHODS = ("rollout", "grad-rollout", "last-attention")
 
@@ -30,11 +30,15 @@ class RolloutExplorer(widgets.VBox):
         images: prepared for it, (B, 3, H, W).
         names: one per image.
         classes: names of the model's classes; their numbers by default.
+
+    Raises:
+        UserError: the model has no classifier.
     """
 
     def __init__(
         self, model: nn.Module, images: Tensor, names: Sequence[str], classes: Sequence[str] | None = None
     ) -> None:
+        check_category(model, None)
         self.model, self.images, self.classes = model, images, classes
         self._recorded: tuple[int, list[Tensor], list[Tensor]] | None = None
         self.image = widgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="image")
@@ -72,16 +76,16 @@ class RolloutExplorer(widgets.VBox):
     def saliency(self) -> Tensor:
         """The map of the chosen image and method, (gh, gw)."""
         attentions, gradients = self._record()
-        if self.method.value == "grad-rollout":
-            fused = [fuse_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)]
+        read = {"num_prefix_tokens": self.model.num_prefix_tokens, "readout": default_readout(self.model)}
+        if self.method.value == "last-attention":
+            row = last_attention(fuse_heads(attentions[-1], self.head_fusion.value), **read)
         else:
-            fused = [fuse_heads(attention, self.head_fusion.value) for attention in attentions]
-        row = attention_rollout(
-            fused[-1:] if self.method.value == "last-attention" else fused,
-            num_prefix_tokens=self.model.num_prefix_tokens,
-            discard_ratio=self.discard_ratio.value,
-            readout=default_readout(self.model),
-        )
+            by_gradient = self.method.value == "grad-rollout"
+            fused = [
+                fuse_gradient(attention, gradient) if by_gradient else fuse_heads(attention, self.head_fusion.value)
+                for attention, gradient in zip(attentions, gradients, strict=True)
+            ]
+            row = attention_rollout(fused, discard_ratio=self.discard_ratio.value, **read)
         return row.unflatten(1, grid_size(self.model))[0]
 
     def _record(self) -> tuple[list[Tensor], list[Tensor]]:

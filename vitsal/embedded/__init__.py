@@ -1,10 +1,10 @@
 """Three small ViTs for the digit scenes, registered with timm, their weights beside this file.
 
-All take images (B, 3, 112, 112), cut them into 14 x 14 patches of 8 pixels, read a class token and know ten digits:
+All take images (B, 3, 112, 112) as 14 x 14 patches of 8 pixels, and tell the digit from their class token:
 
 - ``vitsal_digits_target``: the target.
-- ``vitsal_digits_target_drop``: the same, then fine-tuned on randomly dropped patches, as a stand-in for MAE models.
-- ``vitsal_digits_guide``: the guide, about a seventh of the target's operations.
+- ``vitsal_digits_target_drop``: the same, fine-tuned with random patches dropped, a stand-in for MAE models.
+- ``vitsal_digits_guide``: the guide, about a sixth of the target's operations.
 
 Trained by ``python -m vitsal.embedded.train`` on ``vitsal.scenes``; after ``import vitsal.embedded``,
 ``timm.create_model("vitsal_digits_target", pretrained=True)`` gives one, without a download.
@@ -46,17 +46,17 @@ def _create(name: str, pretrained: bool, size: dict[str, int], options: dict[str
 
 @register_model
 def vitsal_digits_target(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """The target: six blocks of width 128."""
-    return _create("vitsal_digits_target", pretrained, {"embed_dim": 128, "depth": 6, "num_heads": 4}, options)
+    """The target: six blocks of width 96."""
+    return _create("vitsal_digits_target", pretrained, {"embed_dim": 96, "depth": 6, "num_heads": 3}, options)
 
 
 @register_model
 def vitsal_digits_target_drop(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """The target, fine-tuned on scenes with up to 90 % of their patches dropped at random."""
-    return _create("vitsal_digits_target_drop", pretrained, {"embed_dim": 128, "depth": 6, "num_heads": 4}, options)
+    return _create("vitsal_digits_target_drop", pretrained, {"embed_dim": 96, "depth": 6, "num_heads": 3}, options)
 
 
 @register_model
 def vitsal_digits_guide(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """The guide: three blocks of width 64."""
-    return _create("vitsal_digits_guide", pretrained, {"embed_dim": 64, "depth": 3, "num_heads": 4}, options)
+    """The guide: three blocks of width 48."""
+    return _create("vitsal_digits_guide", pretrained, {"embed_dim": 48, "depth": 3, "num_heads": 3}, options)

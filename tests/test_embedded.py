@@ -1,0 +1,74 @@
+"""The embedded models: what they weigh, what they know, and that they can be trained again."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitsal.embedded
+from vitsal.embedded import MODEL_NAMES, train
+from vitsal.scenes import make_scene
+
+TINY = train.Recipe(((1, 20), (1, 196)), 1e-3, epoch_size=64, test_scenes=32)
+GUIDE = "vitsal_digits_guide"
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_embedded_weights_tell_the_digits(name: str) -> None:
+    model = timm.create_model(name, pretrained=True)
+    assert train.accuracy(model, 300, seed=11) >= (0.85 if name == GUIDE else 0.93)
+
+
+def test_all_weights_together_are_small() -> None:
+    files = list(Path(vitsal.embedded.__file__).parent.glob("*.safetensors"))
+    assert sorted(file.stem for file in files) == sorted(MODEL_NAMES)
+    assert sum(file.stat().st_size for file in files) <= 6e6
+
+
+def test_the_transform_of_timm_is_the_one_of_training() -> None:
+    model = timm.create_model(GUIDE)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    image = transform(Image.fromarray(make_scene("test", 0, 0).image))
+    assert torch.allclose(image, train.Scenes.make("test", 0, range(1)).inputs()[0], atol=1e-6)
+
+
+def test_shown_patches_hold_the_digit_or_are_random() -> None:
+    touched = torch.zeros(4, 196, dtype=torch.bool)
+    touched[:, 50:70] = True
+    shown = train.shown_patches(touched, 32, drop=0.0)
+    assert shown.shape == (4, 32)
+    assert (touched.gather(1, shown).sum(1) == 20).all()
+    torch.manual_seed(0)
+    counts = [train.shown_patches(touched, 196, drop=0.9).shape[1] for _ in range(200)]
+    assert min(counts) < 40
+    assert max(counts) > 180
+    assert min(counts) >= 19
+
+
+class Killed(Exception):
+    pass
+
+
+def test_training_goes_on_after_a_kill_as_if_nothing_happened(tmp_path, monkeypatch) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    train.train(GUIDE, 0, tmp_path / "whole", TINY)
+    train_epoch, epochs = train.train_epoch, []
+
+    def killed_in_second_epoch(*args):
+        epochs.append(args[3])
+        if len(epochs) == 2:
+            raise Killed
+        train_epoch(*args)
+
+    monkeypatch.setattr(train, "train_epoch", killed_in_second_epoch)
+    with pytest.raises(Killed):
+        train.train(GUIDE, 0, tmp_path / "killed", TINY)
+    train.train(GUIDE, 0, tmp_path / "killed", TINY)
+    assert epochs == [0, 1, 1]
+    whole, killed = (load_file(tmp_path / run / f"{GUIDE}.safetensors") for run in ("whole", "killed"))
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    assert not list(tmp_path.rglob("*.part"))

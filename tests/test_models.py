@@ -1,0 +1,224 @@
+"""Loading models: where weights come from, what is refused, and that a refusal says why."""
+
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+from helpers import assert_close, randomise
+from PIL import Image
+from safetensors.torch import save_file
+
+from vitsal.errors import UserError
+from vitsal.models import grid_size, load_model, model_transform
+
+NAME = "vit_tiny_patch16_224"
+SMALL = {"img_size": 64, "depth": 1}
+
+
+def small(seed, name=NAME, **options):
+    return randomise(load_model(name, pretrained=False, **SMALL, **options), seed)
+
+
+def save(model, path):
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+    return path
+
+
+def assert_same_logits(one, other):
+    images = torch.randn(2, 3, 64, 64)
+    assert_close(one(images), other(images).detach(), 1e-6)
+
+
+def test_checkpoint_comes_before_the_weights_folder(tmp_path, monkeypatch):
+    explicit, in_folder = small(seed=1), small(seed=2)
+    checkpoint = save(explicit, tmp_path / "mine.safetensors")
+    save(in_folder, tmp_path / f"{NAME}.safetensors")
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    assert_same_logits(load_model(NAME, checkpoint, **SMALL), explicit)
+    assert_same_logits(load_model(NAME, **SMALL), in_folder)
+
+
+def test_random_weights_pass_over_the_weights_folder(tmp_path, monkeypatch):
+    in_folder = small(seed=2)
+    save(in_folder, tmp_path / f"{NAME}.safetensors")
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    random = load_model(NAME, pretrained=False, **SMALL)
+    assert not torch.equal(random.head.weight, in_folder.head.weight)
+
+
+@pytest.mark.parametrize("folder", [None, "empty"])
+def test_hub_without_a_network(tmp_path, monkeypatch, folder):
+    if folder:
+        monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"No weights for 'vit_tiny_patch16_224'.*VITSAL_WEIGHTS_DIR.*hub") as error:
+        load_model(NAME)
+    assert (str(tmp_path) if folder else "not set") in str(error.value)
+
+
+def test_eval_mode_and_device():
+    model = load_model(NAME, pretrained=False, device="cpu", **SMALL)
+    assert not any(module.training for module in model.modules())
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(UserError, match=r"Unknown model 'vit_tini_patch16_224'.*Did you mean 'vit_tiny_patch16_224'"):
+        load_model("vit_tini_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("swin_tiny_patch4_window7_224", "SwinTransformer"), ("convnext_tiny", "ConvNeXt"), ("resnet18", "ResNet")],
+)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_models_without_patch_tokens_are_refused_by_name(name, kind, pretrained):
+    """Without a network too: the model is looked at before its weights are fetched."""
+    with pytest.raises(UserError, match=f"'{name}' is a {kind}.*Supported are timm's VisionTransformer, Eva, Beit"):
+        load_model(name, pretrained=pretrained)
+
+
+def test_number_of_classes_comes_from_the_checkpoint(tmp_path):
+    source = small(seed=1, num_classes=37)
+    loaded = load_model(NAME, save(source, tmp_path / "37.safetensors"), **SMALL)
+    assert loaded.num_classes == 37
+    assert_same_logits(loaded, source)
+
+
+def test_what_the_user_says_comes_before_what_the_checkpoint_says(tmp_path):
+    source = small(seed=1, global_pool="avg", num_classes=5)
+    path = save(source, tmp_path / "mae.safetensors")
+    loaded = load_model(NAME, path, global_pool="avg", num_classes=5, **SMALL)
+    assert_same_logits(loaded, source)
+
+
+def test_pickled_checkpoint(tmp_path):
+    source = small(seed=1)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    assert_same_logits(load_model(NAME, tmp_path / "weights.pth", **SMALL), source)
+
+
+def test_fine_tuned_mae_in_its_authors_layout(tmp_path):
+    """{"model": ...}, no `norm` but `fc_norm`: the model must pool its patches."""
+    source = small(seed=1, global_pool="avg")
+    state = source.state_dict()
+    assert "fc_norm.weight" in state
+    assert "norm.weight" not in state
+    torch.save({"model": state, "epoch": 99}, tmp_path / "mae_finetuned.pth")
+    loaded = load_model(NAME, tmp_path / "mae_finetuned.pth", **SMALL)
+    assert loaded.global_pool == "avg"
+    assert_same_logits(loaded, source)
+
+
+def test_checkpoint_of_another_size_names_shapes(tmp_path):
+    path = save(small(seed=1, name="vit_small_patch16_224"), tmp_path / "small.safetensors")
+    with pytest.raises(
+        UserError, match=r"small.safetensors does not fit VisionTransformer vit_tiny_patch16_224"
+    ) as error:
+        load_model(NAME, path, **SMALL)
+    assert "cls_token (1, 1, 384) instead of (1, 1, 192)" in str(error.value)
+    assert "of another shape" in str(error.value)
+    assert "missing" not in str(error.value)
+
+
+def test_checkpoint_of_another_depth_names_keys(tmp_path):
+    path = save(small(seed=1), tmp_path / "shallow.safetensors")
+    with pytest.raises(UserError, match=r"blocks.1.norm1.weight, .* and \d+ more missing"):
+        load_model(NAME, path, img_size=64, depth=2)
+    deep = load_model(NAME, pretrained=False, img_size=64, depth=2)
+    with pytest.raises(UserError, match=r"blocks.1.attn.proj.bias, .* and \d+ more not in the model"):
+        load_model(NAME, save(deep, tmp_path / "deep.safetensors"), **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        (NAME, "resnet18"),
+        (NAME, "beit_base_patch16_224"),
+        ("beit_base_patch16_224", "eva02_tiny_patch14_224"),
+        ("beit_base_patch16_224", "swin_tiny_patch4_window7_224"),
+        ("eva02_tiny_patch14_224", "beit_base_patch16_224"),
+        ("eva02_tiny_patch14_224", "resnet18"),
+    ],
+)
+def test_checkpoint_of_another_architecture(tmp_path, name, other):
+    shallow = {} if other.startswith(("resnet", "swin")) else {"depth": 1}
+    path = save(timm.create_model(other, **shallow), tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other.safetensors does not fit .* (missing|not in the model|another shape)"):
+        load_model(name, path, depth=1)
+
+
+class Malicious:
+    """Unpickled, this would create a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"model": {"head.weight": evil}}])
+@pytest.mark.parametrize("saved_by", ["torch", "pickle"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_pickle_that_would_execute_code(tmp_path, saved_by, wrap):
+    marker, path = tmp_path / "executed", tmp_path / "evil.pth"
+    content = wrap(Malicious(marker))
+    torch.save(content, path) if saved_by == "torch" else path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=r"evil.pth is no checkpoint that can be read safely; nothing .* executed"):
+        load_model(NAME, path, **SMALL)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(content))  # the same bytes, read carelessly, do execute
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.safetensors", "notes.pth", "notes.bin", "notes"])
+@pytest.mark.parametrize("content", [b"these are my notes\n", b""])
+def test_file_that_is_no_checkpoint(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"notes.* is no checkpoint"):
+        load_model(NAME, tmp_path / name, **SMALL)
+
+
+def test_truncated_checkpoint(tmp_path):
+    path = save(small(seed=1), tmp_path / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"cut.safetensors is no checkpoint"):
+        load_model(NAME, path, **SMALL)
+
+
+def test_pickle_of_something_else(tmp_path):
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    with pytest.raises(UserError, match=r"list.pth"):
+        load_model(NAME, tmp_path / "list.pth", **SMALL)
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint file at .*gone.safetensors"):
+        load_model(NAME, tmp_path / "gone.safetensors")
+    with pytest.raises(UserError, match="no checkpoint file at"):
+        load_model(NAME, tmp_path)
+
+
+def test_image_size_that_is_not_square():
+    model = load_model(NAME, pretrained=False, img_size=(224, 160), depth=1)
+    assert grid_size(model) == (14, 10)
+    picture = model_transform(model)(Image.new("RGB", (500, 400)))
+    assert picture.shape == (3, 224, 160)
+    assert model(picture[None]).shape == (1, 1000)
+
+
+def test_transform_is_the_models_own():
+    """DeiT: resize the short side to 248 (crop 0.9), bicubic, ImageNet's mean and deviation; ViT: mean 0.5."""
+    grey = Image.new("RGB", (300, 300), (51, 102, 153))
+    for name, mean, std in [
+        ("deit_tiny_patch16_224", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (NAME, (0.5,) * 3, (0.5,) * 3),
+    ]:
+        transform = model_transform(load_model(name, pretrained=False, depth=1))
+        pixels = transform(grey)
+        expected = (torch.tensor([0.2, 0.4, 0.6]) - torch.tensor(mean)) / torch.tensor(std)
+        assert_close(pixels, expected[:, None, None].expand(3, 224, 224))
