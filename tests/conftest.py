@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"  # models here are small: on a busy machine threads only wait for each other
 
 import copy
 from pathlib import Path
@@ -29,9 +30,10 @@ DATA_DIR = _folder("VITSAL_DATA_DIR", SHARED / "data")
 
 @pytest.fixture(autouse=True)
 def _fixed_seed(monkeypatch):
-    """Each test starts from the same random numbers, and finds weights where it says, not where the shell says."""
+    """Each test starts from the same random numbers, and finds weights and data where it says itself."""
     torch.manual_seed(0)
-    monkeypatch.delenv("VITSAL_WEIGHTS_DIR", raising=False)
+    for variable in ("VITSAL_WEIGHTS_DIR", "VITSAL_DATA_DIR"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture(scope="session")

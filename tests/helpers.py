@@ -50,8 +50,8 @@ def save_image(path, colour=(200, 30, 90), size=(80, 80), mode="RGB", **options)
 
 
 def noise_image(path, seed, size=(80, 80)):
-    """Write one image of random pixels, and the folders above it; returns its path."""
+    """Write one image of 5 x 5 random colours, and the folders above it; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = torch.randint(256, (*size, 3), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
-    Image.fromarray(pixels.numpy()).save(path)
+    pixels = 255 * torch.rand(5, 5, 3, generator=torch.Generator().manual_seed(seed))
+    Image.fromarray(pixels.to(torch.uint8).numpy()).resize(size, Image.Resampling.BICUBIC).save(path)
     return path

@@ -16,6 +16,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from vitsal.data import batches, imagenet_labels, open_data, open_image, spread, warn_of_skipped
 from vitsal.errors import UserError
 
+NAMES = ["cat/0", "cat/1", "cat/2", "cat/3", "dog/0", "dog/1", "dog/2", "owl/0", "owl/1"]
+
 
 def to_tensor(image):
     """A transform that keeps the pixels: sources can be compared with what was put in."""
@@ -36,7 +38,7 @@ def collect(dataset, **options):
 @pytest.fixture
 def folder(tmp_path):
     """Three classes with 4, 3 and 2 images of random pixels."""
-    for seed, name in enumerate(["cat/0", "cat/1", "cat/2", "cat/3", "dog/0", "dog/1", "dog/2", "owl/0", "owl/1"]):
+    for seed, name in enumerate(NAMES):
         noise_image(tmp_path / "images" / f"{name}.png", seed)
     return tmp_path / "images"
 
@@ -80,7 +82,7 @@ def test_every_folder_of_the_real_sample_is_known(imagenet_sample):
 
 
 def test_missing_empty_and_flat_folders(tmp_path):
-    with pytest.raises(UserError, match="There is no data at .*gone"):
+    with pytest.raises(UserError, match=r"There is no data at .*gone"):
         open_data(str(tmp_path / "gone"), to_tensor)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds no images"):
@@ -210,6 +212,14 @@ def test_tar_file_of_wordnet_folders(tmp_path):
     assert collect(open_data(str(tmp_path / "images.tar"), to_tensor))[1] == [701]
 
 
+def test_tar_file_without_images(tmp_path):
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    (tmp_path / "notes.tar").write_text("these are my notes")
+    for name in ("empty.tar", "notes.tar"):
+        with pytest.raises(UserError, match=f"{name} holds no images"):
+            open_data(str(tmp_path / name), to_tensor)
+
+
 def write_shards(folder, shards):
     """Two shards of `key.png`, `key.cls`, of three images each."""
     shards.mkdir()
@@ -298,11 +308,11 @@ def test_imagenette_without_a_network(tmp_path, monkeypatch):
     def no_network(*args, **options):
         raise OSError("no route to host")
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITSAL_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.Imagenette", no_network)
-    with pytest.raises(UserError, match=r"Imagenette is not in data/imagenette2-320/val and cannot be downloaded"):
+    with pytest.raises(UserError, match=r"Imagenette is not in .* and cannot be downloaded \(no route to host\)"):
         open_data("imagenette", to_tensor)
-    save_image(tmp_path / "data/imagenette2-320/val/n01440764/image.JPEG")
+    save_image(tmp_path / "imagenette2-224" / "val" / "n01440764" / "image.JPEG")
     assert collect(open_data("imagenette", to_tensor))[1] == [0]
 
 

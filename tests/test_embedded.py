@@ -12,7 +12,7 @@ import vitsal.embedded
 from vitsal.embedded import MODEL_NAMES, train
 from vitsal.scenes import make_scene
 
-TINY = train.Recipe(((1, 20), (1, 196)), 1e-3, epoch_size=64, test_scenes=32)
+TINY = train.Recipe(((1, 20, 20), (1, 30, 196)), 1e-3, epoch_size=64, test_scenes=32)
 GUIDE = "vitsal_digits_guide"
 
 
@@ -35,17 +35,18 @@ def test_the_transform_of_timm_is_the_one_of_training() -> None:
     assert torch.allclose(image, train.Scenes.make("test", 0, range(1)).inputs()[0], atol=1e-6)
 
 
-def test_shown_patches_hold_the_digit_or_are_random() -> None:
+def test_shown_patches_hold_the_whole_digit_or_are_random() -> None:
+    torch.manual_seed(0)
     touched = torch.zeros(4, 196, dtype=torch.bool)
     touched[:, 50:70] = True
-    shown = train.shown_patches(touched, 32, drop=0.0)
+    shown = train.shown_patches(touched, (32, 32), whole_digit=True)
     assert shown.shape == (4, 32)
     assert (touched.gather(1, shown).sum(1) == 20).all()
-    torch.manual_seed(0)
-    counts = [train.shown_patches(touched, 196, drop=0.9).shape[1] for _ in range(200)]
-    assert min(counts) < 40
-    assert max(counts) > 180
-    assert min(counts) >= 19
+    drawn = [train.shown_patches(touched, (20, 196), whole_digit=False) for _ in range(2000)]
+    counts = {patches.shape[1] for patches in drawn}
+    assert (min(counts), max(counts)) == (20, 196)
+    share = sum(touched.gather(1, patches).sum() for patches in drawn) / sum(patches.numel() for patches in drawn)
+    assert abs(share - 20 / 196) < 0.005
 
 
 class Killed(Exception):

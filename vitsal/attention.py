@@ -7,8 +7,10 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from vitsal.errors import UserError
 
-class AttentionNotRecorded(RuntimeError):
+
+class AttentionNotRecorded(UserError):
     """A block gave no attention map, or has no attention that can be recorded."""
 
 

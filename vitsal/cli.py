@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from matplotlib.backend_bases import FigureCanvasBase
 
 from vitsal import benchmark as benchmarks
 from vitsal import evaluation, runs
@@ -49,6 +50,7 @@ def explain(
 ) -> None:
     """Draw which patches of an image matter to a ViT (vit-explain's options and defaults, any timm ViT)."""
     method = check_choice("method", method or ("rollout" if category_index is None else "grad-rollout"), METHODS)
+    check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
     picture = open_image(image)
     vit = load_model(model, checkpoint, device=find_device(device))
     guide = make_guide(method, vit, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index)
@@ -211,7 +213,8 @@ def parse_run_arguments(arguments: list[str]) -> tuple[list[int], dict[str, Any]
     while rest:
         word = rest.pop(0)
         if word == "-p" and len(rest) >= 2:
-            parameters[rest.pop(0)] = parse_value(rest.pop(0))
+            name, value = rest.pop(0), rest.pop(0)
+            parameters[name] = parse_value(value)
         elif word.isdecimal():
             numbers.append(int(word))
         else:

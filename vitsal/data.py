@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -154,12 +155,13 @@ def _open_folder(path: Path, transform: Transform) -> IndexedImages:
         )
     try:
         reader = create_reader("", root=str(path))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, tarfile.TarError) as error:  # nothing in the folder, in the tar file; no tar file
         raise UserError(f"{path} holds no images: {error}") from error
-    if "" in reader.class_to_idx:
+    class_to_idx = reader.class_name_to_idx if path.is_file() else reader.class_to_idx  # timm's tar and folder readers
+    if "" in class_to_idx:
         raise UserError(f"{path} holds images that lie in no class folder; their class is the name of their folder.")
     return IndexedImages(
-        reader.__getitem__, reader.filename, len(reader.samples), transform, imagenet_labels(reader.class_to_idx)
+        reader.__getitem__, reader.filename, len(reader.samples), transform, imagenet_labels(class_to_idx)
     )
 
 
@@ -192,7 +194,7 @@ def _imagenette(split: str) -> Path:
         torchvision.datasets.Imagenette(str(data_dir()), split=part, size="320px", download=True)
     except OSError as error:
         raise UserError(
-            f"Imagenette is not in {data_dir()} and cannot be downloaded ({error}). Give the path of a folder as data, or "
+            f"Imagenette is not in {data_dir()} and cannot be downloaded ({error}). Give a folder as data, or "
             f"name the folder that holds imagenette2-320 in the environment variable {DATA_DIR_VARIABLE}."
         ) from error
     return data_dir() / "imagenette2-320" / part

@@ -126,9 +126,7 @@ def _options_from(state: dict[str, Tensor]) -> dict[str, object]:
 def _load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Load `state`, in its authors' layout or timm's, or say which keys and shapes differ."""
     to_timm_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    with suppress(
-        AttributeError, KeyError, ValueError, RuntimeError
-    ):  # another architecture's keys are named as they are
+    with suppress(AttributeError, KeyError, ValueError, RuntimeError):  # another architecture's: named below
         state = to_timm_layout(state, model) if to_timm_layout else state
     own = model.state_dict()
     differences = {

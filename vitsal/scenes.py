@@ -78,7 +78,7 @@ def _photograph(name: str) -> Image.Image:
 
 
 def _random_pose(rng: np.random.Generator) -> Pose:
-    side = rng.uniform(38, 48)
+    side = rng.uniform(44, 54)
     centre = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
     return Pose(centre, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15))
 
@@ -125,13 +125,13 @@ def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
 
 
 def _backdrop(rng: np.random.Generator, photograph: Image.Image, pose: Pose) -> np.ndarray:
-    """Crop of a photograph with up to six shapes beside the digit, (112, 112, 3) float32."""
+    """Crop of a photograph with up to four shapes beside the digit, (112, 112, 3) float32."""
     crop = _crop(rng, photograph)
     background = np.asarray(crop.reduce(8)).mean((0, 1))
     layer = Image.new("RGBA", (2 * SIZE, 2 * SIZE))  # twice the size, halved below: smooth edges
     draw = ImageDraw.Draw(layer)
-    for _ in range(rng.integers(3, 7)):
-        radius, centre = rng.uniform(5, 13), rng.uniform(0, SIZE, 2)
+    for _ in range(rng.integers(2, 5)):
+        radius, centre = rng.uniform(3.5, 8), rng.uniform(0, SIZE, 2)
         if np.abs(centre - pose.centre).max() > pose.side / 2 + radius:
             outline, colour = _outline(rng, radius), _standout_colour(rng, background)
             draw.polygon([tuple(point) for point in 2 * (centre + outline)], fill=tuple(colour.astype(int)))

@@ -1,0 +1,350 @@
+"""The command line: what it writes, and one clear paragraph for every bad input."""
+
+import pickle
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import noise_image, randomise, save_image
+from PIL import Image
+from safetensors.torch import save_file
+from test_models import Malicious
+from test_runs import COUNT, PARAMETERS, write_notebook
+from typer.testing import CliRunner
+
+from vitsal import cli
+from vitsal.errors import UserError
+from vitsal.models import load_model
+
+MODEL = "vitsal_digits_guide"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_file(randomise(load_model(MODEL, pretrained=False)).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten class folders with one image of random colours each."""
+    for index in range(10):
+        noise_image(tmp_path / "images" / f"{index}" / "image.png", seed=index, size=(112, 112))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def picture(folder):
+    return folder / "3" / "image.png"
+
+
+def succeed(*arguments):
+    result = CliRunner().invoke(cli.app, [str(part) for part in arguments])
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--method", "grad-rollout", "--discard-ratio", "0.5"],
+        ["--category-index", "3"],
+        ["--method", "last-attention"],
+        ["--head-fusion", "min"],
+    ],
+)
+def test_explain_writes_a_picture(picture, checkpoint, tmp_path, options):
+    output = tmp_path / "new" / "out.png"
+    assert str(output) in succeed(
+        "explain", picture, "--model", MODEL, "--checkpoint", checkpoint, *options, "-o", output
+    )
+    with Image.open(output) as image:
+        assert image.size == pytest.approx((2667, 1500), abs=1)
+        assert np.asarray(image).std() > 1
+
+
+def test_explain_draws_what_was_asked_for(picture, checkpoint, tmp_path):
+    """Other options, other pictures; a category index asks for gradient rollout."""
+    seen = {}
+    for name, options in {
+        "default": [],
+        "as default": ["--method", "rollout", "--head-fusion", "max", "--discard-ratio", "0.9"],
+        "mean": ["--head-fusion", "mean"],
+        "class 3": ["--category-index", "3"],
+        "class 3, named": ["--category-index", "3", "--method", "grad-rollout"],
+        "class 4": ["--category-index", "4"],
+    }.items():
+        output = tmp_path / "out.png"
+        succeed("explain", picture, "--model", MODEL, "--checkpoint", checkpoint, *options, "-o", output)
+        seen[name] = output.read_bytes()
+    assert seen["default"] == seen["as default"]
+    assert seen["class 3"] == seen["class 3, named"]
+    assert len(set(seen.values())) == 4
+
+
+def drop_curve(folder, checkpoint, output, *more):
+    options = ["--target", MODEL, "--checkpoint", checkpoint, "--data", folder, "--device", "cpu", "--output", output]
+    return succeed("drop-curve", *options, *more)
+
+
+@pytest.mark.parametrize("guide", ["random", "center", "rollout", "grad-rollout", "last-attention"])
+def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide):
+    output = tmp_path / "new" / "table.csv"
+    shown = drop_curve(folder, checkpoint, output, "--guide", guide, "--keep", "1.0,0.7,0.5", "--limit", "6")
+    assert output.read_text().splitlines()[0] == "target,guide,keep_ratio,n,correct,top1,ci_low,ci_high"
+    table = pd.read_csv(output)
+    assert table.keep_ratio.tolist() == [1.0, 0.7, 0.5]
+    assert set(table.target) == {MODEL}
+    assert set(table.guide) == {guide}
+    assert set(table.n) == {6}
+    assert str(output) in shown
+
+
+def test_drop_curve_with_another_guide_model_and_batch_size(folder, checkpoint, tmp_path):
+    options = ["--guide-model", "vitsal_digits_target", "--guide-checkpoint", tmp_path / "guide.safetensors"]
+    save_file(randomise(load_model("vitsal_digits_target", pretrained=False)).state_dict(), options[-1])
+    options += ["--head-fusion", "max", "--discard-ratio", "0.9", "--keep", "0.3,0.1"]
+    for size in (1, 4):
+        drop_curve(folder, checkpoint, tmp_path / f"{size}.csv", *options, "--batch-size", size)
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "4.csv").read_bytes()
+
+
+def test_drop_curve_again_only_reads_what_is_kept(folder, checkpoint, tmp_path):
+    drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
+    before = (tmp_path / "table.csv").read_bytes()
+    for image in folder.glob("*/*.png"):
+        image.write_text("nothing left to look at")
+    drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
+    assert (tmp_path / "table.csv").read_bytes() == before
+
+
+def test_drop_curve_names_its_own_file(folder, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for ratio in ("0.5", "0.3", "0.5"):
+        succeed("drop-curve", "--target", MODEL, "--checkpoint", checkpoint, "--data", folder, "--keep", ratio)
+    tables = list((tmp_path / "runs").glob("*.csv"))
+    assert sorted(pd.read_csv(path).keep_ratio[0] for path in tables) == [0.3, 0.5]
+
+
+def test_drop_curve_names_broken_images(folder, checkpoint, tmp_path, picture):
+    picture.write_text("these are my notes")
+    with pytest.warns(UserWarning, match=r"^1 images could not be read and were skipped: 3/image.png"):
+        drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "1.0")
+    assert set(pd.read_csv(tmp_path / "table.csv").n) == {9}
+
+
+def test_run_executes_notebooks_with_parameters(tmp_path):
+    for number in (1, 2):
+        write_notebook(
+            tmp_path / "notebooks" / f"0{number}_n.ipynb",
+            PARAMETERS,
+            COUNT.replace('"count"', f'"notebook {number}"'),
+        )
+    options = ["--notebooks", tmp_path / "notebooks", "-o", tmp_path / "made"]
+    shown = succeed("run", "2", "-p", "limit", "5", "-p", "name", "b", *options)
+    assert "notebook 2\n  twice the limit: 10\n  name: b\n" in shown
+    assert "notebook 1" not in shown
+    assert str(tmp_path / "made") in shown
+    assert nbformat.read(tmp_path / "made" / "02_n.ipynb", as_version=4)
+
+
+def test_run_arguments():
+    words = "1 3 -p preset digits -p limit 5 -p keep [1.0,0.5] -p x None"
+    numbers, parameters = cli.parse_run_arguments(words.split(" "))
+    assert numbers == [1, 3]
+    assert parameters == {"preset": "digits", "limit": 5, "keep": [1.0, 0.5], "x": None}
+    for bad in (["one"], ["-p", "limit"], ["-p"]):
+        with pytest.raises(UserError, match="neither a notebook's number nor a parameter"):
+            cli.parse_run_arguments(bad)
+
+
+@pytest.mark.parametrize("what", ["rollout", "dropping"])
+def test_benchmark(what):
+    shown = succeed("benchmark", what, "--model", MODEL, "--batch-size", "2", "--repeats", "1")
+    assert f"{MODEL}, batch 2, torch {torch.__version__}, 1 rounds" in shown
+    assert ("ratio_to_forward" if what == "rollout" else "share_of_limit") in shown
+
+
+def test_keep_ratios():
+    assert cli.parse_ratios("1.0, 0.7,0.5,0.7") == [1.0, 0.7, 0.5]
+
+
+@pytest.fixture
+def fail(monkeypatch, capsys):
+    """Run the command line, which must end with status 2, one paragraph on stderr, and nothing on stdout."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vitsal", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        assert ended.value.code == 2
+        assert shown.out == ""
+        *before, error = shown.err.splitlines()
+        assert error.startswith("Error: ")
+        assert all(line.startswith(("drop curve:", "rounds:")) for line in filter(None, before))  # progress bars
+        return error
+
+    return run
+
+
+@pytest.fixture
+def curve(folder, checkpoint, tmp_path):
+    """Arguments of a good drop curve; an option given again replaces it."""
+    return [
+        *["drop-curve", "--target", MODEL, "--checkpoint", checkpoint, "--data", folder, "--keep", "0.5"],
+        *["--output", tmp_path / "table.csv"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ("0", r"keep ratio must lie in (0, 1]; got 0."),
+        ("1.5", r"keep ratio must lie in (0, 1]; got 1.5."),
+        ("half", r"keep ratio must be a number in (0, 1]; got 'half'."),
+        ("0.5,", r"keep ratio must be a number in (0, 1]; got ''."),
+        ("True", r"keep ratio must be a number in (0, 1]; got True."),
+    ],
+)
+def test_bad_keep_ratio(fail, curve, tmp_path, keep, said):
+    assert said in fail(*curve, "--keep", keep)
+    assert not (tmp_path / "table.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--discard-ratio", "1.0", "discard ratio must lie in [0, 1); got 1."),
+        ("--head-fusion", "maxx", "Unknown head fusion 'maxx'. Did you mean 'max'? Known: mean, max, min."),
+        ("--guide", "rolout", "Unknown guide 'rolout'. Did you mean 'rollout'"),
+        ("--target", "vitsal_digits_gide", "Did you mean 'vitsal_digits_guide'"),
+        ("--target", "swin_tiny_patch4_window7_224", "is a SwinTransformer, which has no sequence of patch tokens"),
+        ("--data", "gone", "There is no data at 'gone'"),
+        ("--device", "tpu9", "Device 'tpu9' cannot be used"),
+    ],
+)
+def test_bad_drop_curve(fail, curve, option, value, said):
+    assert said in fail(*curve, option, value)
+
+
+def test_no_gpu_here(fail, curve):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert "Device 'cuda' cannot be used" in fail(*curve, "--device", "cuda")
+
+
+def test_empty_folder(fail, curve, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no images" in fail(*curve, "--data", tmp_path / "empty")
+
+
+def test_strict_stops_at_a_broken_image(fail, curve, picture):
+    picture.write_text("these are my notes")
+    assert "3/image.png cannot be read as an image" in fail(*curve, "--strict")
+
+
+def test_only_broken_images(fail, curve, tmp_path):
+    for name in "ab":
+        (tmp_path / "notes" / name).mkdir(parents=True)
+        (tmp_path / "notes" / name / "image.jpg").write_text("these are my notes")
+    with pytest.warns(UserWarning, match="2 images could not be read"):
+        assert "No image could be evaluated" in fail(*curve, "--data", tmp_path / "notes")
+
+
+def test_data_with_more_classes_than_the_target(fail, curve, folder):
+    save_image(folder / "another" / "image.png")
+    assert "The data has class 10, but the target knows classes 0 to 9" in fail(*curve)
+
+
+def test_outcomes_of_another_question(fail, curve, tmp_path):
+    succeed(*curve)
+    kept = tmp_path / "table.outcomes.jsonl"
+    before = kept.read_bytes(), (tmp_path / "table.csv").read_bytes()
+    assert "holds outcomes of another question" in fail(*curve, "--keep", "0.4")
+    assert (kept.read_bytes(), (tmp_path / "table.csv").read_bytes()) == before
+
+
+def test_checkpoint_of_another_model(fail, curve, tmp_path):
+    other = tmp_path / "other.safetensors"
+    save_file(load_model("vitsal_digits_target", pretrained=False).state_dict(), other)
+    said = fail(*curve, "--checkpoint", other)
+    assert "other.safetensors does not fit VisionTransformer vitsal_digits_guide: " in said
+    assert "not in the model" in said
+    assert "of another shape" in said
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_pickle_that_would_execute_code(fail, curve, tmp_path):
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
+    assert "nothing in it was executed" in fail(*curve, "--checkpoint", tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--category-index", "5000"], "Category index 5000 is not a class of this model: it has 10 classes, 0 to 9."),
+        (["--category-index", "-1"], "Category index -1 is not a class of this model"),
+        (["--method", "gradrollout"], "Unknown method 'gradrollout'. Did you mean 'grad-rollout'"),
+        (["--head-fusion", "median"], "Unknown head fusion 'median'"),
+        (["--discard-ratio", "1.0"], "discard ratio must lie in [0, 1); got 1."),
+        (["--model", "convnext_tiny"], "is a ConvNeXt"),
+        (["--checkpoint", "gone.safetensors"], "There is no checkpoint file at gone.safetensors."),
+        (["-o", "out.docx"], "docx"),
+    ],
+)
+def test_bad_explain(fail, picture, checkpoint, tmp_path, options, said):
+    good = ["explain", picture, "--model", MODEL, "--checkpoint", checkpoint, "-o", tmp_path / "out.png"]
+    assert said in fail(*good, *options)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_explain_a_text_file_named_jpg(fail, checkpoint, tmp_path):
+    (tmp_path / "notes.jpg").write_text("these are my notes")
+    good = ["--model", MODEL, "--checkpoint", checkpoint]
+    assert "notes.jpg cannot be read as an image" in fail("explain", tmp_path / "notes.jpg", *good)
+    assert "There is no image file at" in fail("explain", tmp_path / "gone.jpg", *good)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["9"], "There is no notebook 9. There are: 1."),
+        (["one"], "'one' is neither a notebook's number nor a parameter"),
+        (["-p", "limt", "5"], "No notebook has a parameter 'limt'. Did you mean 'limit'? Known: limit, output_dir."),
+    ],
+)
+def test_bad_run(fail, tmp_path, arguments, said):
+    write_notebook(tmp_path / "notebooks" / "01_n.ipynb", 'limit = 1\noutput_dir = ""')
+    assert said in fail("run", *arguments, "--notebooks", tmp_path / "notebooks", "-o", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_block_that_rollout_cannot_record(fail):
+    model = "vit_tiny_patch16_224"
+    assert "Unknown benchmark 'roll'" in fail("benchmark", "roll", "--model", model)
+    said = fail("benchmark", "rollout", "--model", "vit_small_patch16_18x2_224", "--batch-size", "1", "--repeats", "1")
+    assert "ParallelThingsBlock" in said
+
+
+def test_unknown_preset_in_a_notebook(tmp_path):
+    """The notebooks' own first cell: the error of `read_parameters` is what the failed run shows."""
+    notebook = write_notebook(
+        tmp_path / "01_n.ipynb",
+        'preset = "digits"\noutput_dir = ""',
+        "from vitsal.presets import read_parameters\nread_parameters(globals(), output_dir=str)",
+    )
+    arguments = ["run", "-p", "preset", "digit", "--notebooks", str(tmp_path), "-o", str(tmp_path / "made")]
+    command = [sys.executable, "-m", "vitsal.cli", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2
+    assert f"Error: Notebook {notebook} failed in cell" in ended.stderr
+    assert "Unknown preset 'digit'. Did you mean 'digits'" in ended.stderr
+    assert "Traceback" not in ended.stderr

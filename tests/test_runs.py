@@ -1,0 +1,79 @@
+"""Notebooks run headlessly: parameters reach them, numbers come back, a failure says where."""
+
+import nbformat
+import pytest
+
+from vitsal.errors import UserError
+from vitsal.runs import find_notebooks, read_headlines, run_notebooks, save_headlines
+
+PARAMETERS = 'limit = 1\nname = "a"\noutput_dir = ""'
+COUNT = """
+from vitsal.runs import save_headlines
+save_headlines(output_dir, "count", {"twice the limit": 2 * limit, "name": name})
+"""
+
+
+def write_notebook(path, *cells):
+    """A notebook of code cells, the first one with the parameters."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_parameters_go_in_and_headlines_come_out(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "notebooks" / "01_count.ipynb", 'limit = 1\nname = "a"\noutput_dir = ""', COUNT
+    )
+    made = run_notebooks([notebook], tmp_path / "made", {"limit": 21})
+    assert made == tmp_path / "made"
+    assert read_headlines(made) == {"count": {"twice the limit": 42, "name": "a"}}
+    executed = nbformat.read(made / "01_count.ipynb", as_version=4)
+    assert "limit = 21" in "".join(cell.source for cell in executed.cells)
+    assert nbformat.read(notebook, as_version=4).cells[0].source.startswith("limit = 1")  # the original stays
+
+
+def test_failed_cell_is_named(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "notebooks" / "02_fail.ipynb", 'output_dir = ""', "x = 1", "# divide\ny = x / 0", "never = True"
+    )
+    with pytest.raises(UserError) as error:
+        run_notebooks([notebook], tmp_path / "made")
+    message = str(error.value)
+    assert "02_fail.ipynb failed in cell" in message
+    assert "ZeroDivisionError: division by zero" in message
+    assert "'# divide'" in message
+    assert str(tmp_path / "made" / "02_fail.ipynb") in message
+    assert (tmp_path / "made" / "02_fail.ipynb").is_file()
+
+
+def test_unknown_parameter_stops_before_anything_runs(tmp_path):
+    notebook = write_notebook(tmp_path / "notebooks" / "01_count.ipynb", 'limit = 1\noutput_dir = ""')
+    with pytest.raises(UserError, match=r"No notebook has a parameter 'limt'. Did you mean 'limit'\? Known: limit"):
+        run_notebooks([notebook], tmp_path / "made", {"limt": 5})
+    assert not (tmp_path / "made").exists()
+
+
+def test_notebooks_are_found_by_number(tmp_path):
+    for name in ("03_c.ipynb", "01_a.ipynb", "notes.ipynb", "02_b.txt"):
+        (tmp_path / name).touch()
+    names = [[path.name for path in find_notebooks(tmp_path, numbers)] for numbers in ((), (3,), (3, 1))]
+    assert names == [["01_a.ipynb", "03_c.ipynb"], ["03_c.ipynb"], ["01_a.ipynb", "03_c.ipynb"]]
+    with pytest.raises(UserError, match=r"There is no notebook 2. There are: 1, 3"):
+        find_notebooks(tmp_path, [1, 2])
+
+
+def test_folder_without_notebooks(tmp_path):
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(UserError, match="no numbered notebooks"):
+            find_notebooks(folder)
+
+
+def test_headlines_of_several_notebooks(tmp_path):
+    assert read_headlines(tmp_path) == {}
+    save_headlines(tmp_path, "one", {"accuracy": 0.5})
+    save_headlines(tmp_path, "two", {"accuracy": "70 %"})
+    save_headlines(tmp_path, "one", {"accuracy": 0.6})
+    assert read_headlines(tmp_path) == {"one": {"accuracy": 0.6}, "two": {"accuracy": "70 %"}}
