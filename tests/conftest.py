@@ -15,17 +15,15 @@ from helpers import randomise
 
 from vitsal.models import load_model
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+def _folder(variable):
+    """The folder that an environment variable names; None where it names none."""
+    path = Path(os.environ.get(variable, "")).resolve()
+    return path if os.environ.get(variable) and path.is_dir() else None
 
 
-def _folder(variable, default):
-    """The folder that an environment variable names, or the default; None where neither is there."""
-    path = Path(os.environ.get(variable) or default)
-    return path if path.is_dir() else None
-
-
-WEIGHTS_DIR = _folder("VITSAL_WEIGHTS_DIR", SHARED / "weights")
-DATA_DIR = _folder("VITSAL_DATA_DIR", SHARED / "data")
+WEIGHTS_DIR = _folder("VITSAL_WEIGHTS_DIR")
+DATA_DIR = _folder("VITSAL_DATA_DIR")
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from helpers import noise_image, save_image
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from vitsal.data import batches, imagenet_labels, open_data, open_image, spread, warn_of_skipped
+from vitsal.data import imagenet_labels, open_data
 from vitsal.errors import UserError
+from vitsal.images import batches, open_image, spread, warn_of_skipped
 
 NAMES = ["cat/0", "cat/1", "cat/2", "cat/3", "dog/0", "dog/1", "dog/2", "owl/0", "owl/1"]
 

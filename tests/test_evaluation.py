@@ -19,7 +19,15 @@ from vitsal.cli import app
 from vitsal.data import open_data
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError
-from vitsal.evaluation import data_fingerprint, drop_curve, question_of, weights_fingerprint, write_table
+from vitsal.evaluation import (
+    check_labels,
+    data_fingerprint,
+    describe,
+    drop_curve,
+    question_of,
+    weights_fingerprint,
+    write_table,
+)
 from vitsal.guides import AdaptedGuide, CenterGuide, RandomGuide, RolloutGuide
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import COLUMNS, Outcomes, outcomes_file, summarize, wilson_interval
@@ -273,3 +281,17 @@ def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     assert set(pd.read_csv(disturbed).n) == {60}
     names = [name for line in kept.read_text().splitlines()[1:] for name in json.loads(line)["names"]]
     assert len(names) == len(set(names)) == 60
+
+
+def test_unlabelled_data_is_refused(tiny_vit):
+    with pytest.raises(UserError, match="label -1"):
+        check_labels(torch.tensor([3, -1]), tiny_vit)
+
+
+def test_a_plain_function_is_described_by_its_name(tiny_vit):
+    described = describe({"x": 1}), describe(random_like)
+    assert described == ({"x": 1}, f"{__name__}.random_like")
+
+
+def random_like(images):
+    return torch.rand(len(images), 4, 4)

@@ -13,9 +13,10 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from vitsal import benchmark as benchmarks
 from vitsal import evaluation, runs
-from vitsal.data import open_data, open_image
+from vitsal.data import open_data
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.guides import GUIDES, make_guide
+from vitsal.images import open_image
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import Outcomes, outcomes_file, summarize
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style

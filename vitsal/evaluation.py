@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitsal.data import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError, check_number
 from vitsal.guides import Guide
+from vitsal.images import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
 from vitsal.outcomes import Outcomes
 
 
@@ -43,7 +44,7 @@ def drop_curve(
         guides: name -> guide for images prepared for `target`.
         dataset: as `open_data` returns it, with the target's transform.
         keep_ratios: fractions of patches kept, each in (0, 1].
-        batch_size, limit, num_workers, strict: see `vitsal.data.batches`.
+        batch_size, limit, num_workers, strict: see `vitsal.images.batches`.
         outcomes: where to keep the results, and to go on from; in memory only by default.
         progress: show a bar.
 
@@ -95,6 +96,10 @@ def check_labels(labels: Tensor, target: nn.Module) -> None:
     """Raise UserError if the target has no classifier, or not all of the classes that the data names."""
     if not target.num_classes:
         raise UserError("The target has no classifier, so its accuracy cannot be told; choose a model with a head.")
+    if labels.min() < 0:
+        raise UserError(
+            f"The data has label {labels.min().item()}: this part of it is not labelled; choose another split."
+        )
     if labels.max() >= target.num_classes:
         raise UserError(
             f"The data has class {labels.max().item()}, but the target knows classes 0 to {target.num_classes - 1}: "
@@ -121,13 +126,13 @@ def question_of(
 
 
 def describe(value: Any) -> Any:
-    """A guide, a model or a plain value as JSON can hold it; models by name and fingerprint of their weights."""
+    """A guide, a model or a plain value as JSON can hold it: models by name and weights, functions by name."""
     if isinstance(value, nn.Module):
         return f"{value.pretrained_cfg.get('architecture')} {weights_fingerprint(value)}"
     if dataclasses.is_dataclass(value):
         parts = {part.name: describe(getattr(value, part.name)) for part in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **parts}
-    return value
+    return f"{value.__module__}.{value.__qualname__}" if inspect.isroutine(value) else value
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from vitsal.data import Batch
 from vitsal.errors import UserError
+from vitsal.images import Batch
 
 Predictions = Mapping[tuple[str, float], Sequence[int]]
 COLUMNS = ["target", "guide", "keep_ratio", "n", "correct", "top1", "ci_low", "ci_high"]
@@ -49,8 +50,7 @@ class Outcomes:
         if self.path.exists() and self.path.stat().st_size:
             self._read()
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"question": self.question}) + "\n")
+            self._write([json.dumps({"question": self.question})])
 
     @property
     def num_samples(self) -> int:
@@ -89,7 +89,14 @@ class Outcomes:
         for record in records:
             self._take(record)
         if torn:
-            self.path.write_text("".join(f"{line}\n" for line in lines))
+            self._write(lines)
+
+    def _write(self, lines: Sequence[str]) -> None:
+        """Write whole lines in place of what is there; a kill leaves the old file or the new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_name(self.path.name + ".unfinished")
+        unfinished.write_text("".join(f"{line}\n" for line in lines))
+        os.replace(unfinished, self.path)
 
     def _check_same(self, question: Mapping[str, Any]) -> None:
         asked = json.loads(json.dumps(self.question))

@@ -1,9 +1,9 @@
-"""Digit scenes: a labelled data set with known objects, made on the fly from files that come with two packages.
+"""Digit scenes: a labelled data set with known objects, made on the fly from files of two packages.
 
 Real handwritten digits (``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, UCI "Optical Recognition of
 Handwritten Digits") are coloured, scaled, rotated, sheared and placed anywhere over crops of real photographs
-(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which of its
-pixels are digit, so a saliency map can be checked against the object it should find. Nothing is downloaded.
+(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which of
+its pixels are digit, so a saliency map can be checked against the object it should find. Nothing is downloaded.
 
 Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``digit_rows``.
 """
@@ -19,6 +19,7 @@ import sklearn.datasets
 import torch
 from PIL import Image, ImageDraw, ImageEnhance
 
+AFFINE, BICUBIC, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 SIZE = 112  # pixels on each side of a scene
 CELL = 8  # pixels of a cached glyph per pixel of the 8 x 8 digit
 GLYPH = 10 * CELL  # the digit and one empty pixel around it, so that strokes end inside the glyph
@@ -32,7 +33,7 @@ PHOTOGRAPHS = {
 
 
 class Scene(NamedTuple):
-    """One scene: image (112, 112, 3) uint8, mask of the digit's ink (112, 112) bool, and what it was made of."""
+    """Image (112, 112, 3) uint8, mask of the digit's ink (112, 112) bool, and what the scene was made of."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -62,7 +63,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Glyphs (1797, 80, 80) uint8, smoothly enlarged, and labels (1797,)."""
     digits = sklearn.datasets.load_digits()
     padded = np.pad(digits.images / 16 * 255, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
-    glyphs = [np.asarray(Image.fromarray(digit).resize((GLYPH, GLYPH), Image.Resampling.BICUBIC)) for digit in padded]
+    glyphs = [np.asarray(Image.fromarray(image).resize((GLYPH, GLYPH), BICUBIC)) for image in padded]
     return np.stack(glyphs), digits.target
 
 
@@ -84,17 +85,17 @@ def _random_pose(rng: np.random.Generator) -> Pose:
 
 
 def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
-    """Opacity of the ink, (112, 112) float32 in 0..1: the glyph in its pose, with an edge of about a pixel."""
+    """Opacity of the ink, (112, 112) float32 in 0..1: the glyph in its pose, edges sharpened."""
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
     matrix = 8 * CELL / pose.side * np.array([[1, pose.shear], [0, 1]]) @ np.array([[cos, sin], [-sin, cos]])
     offset = GLYPH / 2 - matrix @ pose.centre
     data = (*matrix[0], offset[0], *matrix[1], offset[1])
-    image = Image.fromarray(glyph).transform((SIZE, SIZE), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    image = Image.fromarray(glyph).transform((SIZE, SIZE), AFFINE, data, BILINEAR)
     return np.clip((np.asarray(image, np.float32) / 255 - 0.46) * 6, 0, 1)
 
 
 def _standout_colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """Of 4 random bright colours the one farthest from the mean background: all that is painted is visible."""
+    """Of 4 random bright colours the one farthest from the mean background: whatever is painted shows."""
     colours = rng.uniform(60, 255, (4, 3)).astype(np.float32)
     colours[range(4), rng.integers(3, size=4)] = 255
     return colours[((colours - background) ** 2).sum(1).argmax()]
@@ -103,7 +104,8 @@ def _standout_colour(rng: np.random.Generator, background: np.ndarray) -> np.nda
 def _crop(rng: np.random.Generator, photograph: Image.Image) -> Image.Image:
     side = rng.uniform(SIZE, min(photograph.size))
     left, top = rng.uniform(0, np.array(photograph.size) - side)
-    crop = photograph.resize((SIZE, SIZE), Image.Resampling.BILINEAR, (left, top, left + side, top + side), 1.0)
+    box = (left, top, left + side, top + side)
+    crop = photograph.resize((SIZE, SIZE), BILINEAR, box, reducing_gap=1.0)
     return ImageEnhance.Brightness(crop).enhance(0.5)
 
 
@@ -117,7 +119,8 @@ def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
         points = np.array([[-1, -0.25], [1, -0.25], [1, 0.25], [-1, 0.25]])
     elif shape == 2:
         quarter = np.array([[1, -0.25], [1, 0.25], [0.25, 0.25]])
-        points = np.concatenate([quarter @ np.array([[c, s], [-s, c]]) for c, s in [(1, 0), (0, 1), (-1, 0), (0, -1)]])
+        turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]
+        points = np.concatenate([quarter @ np.array([[c, s], [-s, c]]) for c, s in turns])
     else:
         points = np.array([[0, -1], [0.87, 0.5], [-0.87, 0.5]])
     cos, sin = np.cos(angle := rng.uniform(0, 2 * np.pi)), np.sin(angle)
@@ -156,7 +159,7 @@ def make_scene(split: str, seed: int, index: int) -> Scene:
 
 
 class DigitScenes(torch.utils.data.Dataset):
-    """Scenes of one handwritten digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
+    """Scenes of one digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
 
     The image is a ``PIL.Image`` (RGB, 112 x 112), or what ``transform`` makes of it; the label is the digit.
     Scene i depends on (split, seed, i) only, so a larger data set begins with the scenes of a smaller one.
@@ -179,7 +182,13 @@ class DigitScenes(torch.utils.data.Dataset):
 
     classes: tuple[str, ...] = tuple("0123456789")
 
-    def __init__(self, split: str = "test", size: int = 1000, seed: int = 0, transform: Callable | None = None) -> None:
+    def __init__(
+        self,
+        split: str = "test",
+        size: int = 1000,
+        seed: int = 0,
+        transform: Callable | None = None,
+    ) -> None:
         if split not in PHOTOGRAPHS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(PHOTOGRAPHS)}")
         self.split, self.size, self.seed, self.transform = split, size, seed, transform

@@ -17,6 +17,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 
 MODEL_NAMES = ("vitsal_digits_target", "vitsal_digits_target_drop", "vitsal_digits_guide")
+TARGET = {"embed_dim": 96, "depth": 6, "num_heads": 3}
+GUIDE = {"embed_dim": 48, "depth": 3, "num_heads": 3}
 
 
 def _cfg(name: str) -> dict[str, Any]:
@@ -47,16 +49,16 @@ def _create(name: str, pretrained: bool, size: dict[str, int], options: dict[str
 @register_model
 def vitsal_digits_target(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """The target: six blocks of width 96."""
-    return _create("vitsal_digits_target", pretrained, {"embed_dim": 96, "depth": 6, "num_heads": 3}, options)
+    return _create("vitsal_digits_target", pretrained, TARGET, options)
 
 
 @register_model
 def vitsal_digits_target_drop(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """The target, fine-tuned on scenes with up to 90 % of their patches dropped at random."""
-    return _create("vitsal_digits_target_drop", pretrained, {"embed_dim": 96, "depth": 6, "num_heads": 3}, options)
+    return _create("vitsal_digits_target_drop", pretrained, TARGET, options)
 
 
 @register_model
 def vitsal_digits_guide(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """The guide: three blocks of width 48."""
-    return _create("vitsal_digits_guide", pretrained, {"embed_dim": 48, "depth": 3, "num_heads": 3}, options)
+    return _create("vitsal_digits_guide", pretrained, GUIDE, options)
