@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test figures lab embedded clean
+.PHONY: run test figures notebooks lab embedded clean
 
 run: $(INSTALLED)  ## execute all notebooks on the embedded default into runs/<time>/
 	$(BIN)/vitsal run
@@ -18,6 +18,10 @@ test: $(INSTALLED)  ## lint, all tests, and every notebook through nbval
 figures: $(INSTALLED)  ## regenerate the figures that the README shows
 	$(BIN)/vitsal run --output runs/figures
 	cp runs/figures/*.png runs/figures/*.svg figures/
+
+notebooks: $(INSTALLED)  ## execute the notebooks in place, as they are committed
+	cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False *.ipynb
 
 lab: $(INSTALLED)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -129,7 +129,7 @@ def curve_style(number: int) -> dict[str, str]:
 
 def label_drop_axis(axis: Axes) -> None:
     """Label a drop curve, and fix its range so that figures can be laid side by side; inner labels are left out."""
-    axis.set(xlabel="patches dropped (%)", ylabel="top-1 accuracy (%)", xlim=(-2, 92), ylim=(0, 102))
+    axis.set(xlabel="patches dropped (%)", ylabel="top-1 accuracy (%)", xlim=(-3, 94), ylim=(0, 102))
     axis.grid(axis="y", alpha=0.3)
     axis.legend(loc="lower left")
     axis.label_outer()

@@ -2,8 +2,9 @@
 
 Real handwritten digits (``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, UCI "Optical Recognition of
 Handwritten Digits") are coloured, scaled, rotated, sheared and placed anywhere over crops of real photographs
-(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which of
-its pixels are digit, so a saliency map can be checked against the object it should find. Nothing is downloaded.
+(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which
+of its pixels are digit, so a saliency map can be checked against the object that it should find.
+Nothing is downloaded.
 
 Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``digit_rows``.
 """

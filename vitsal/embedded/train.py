@@ -2,7 +2,7 @@
 
 What makes small ViTs learn from scratch within minutes on two CPU cores:
 
-- They first see few patches of a scene, all of the digit's among them; then more; in the last epochs, all.
+- They first see few patches of a scene, all of the digit's among them; then more; in the last stage, all.
   So masks choose what is shown in the first epochs, but no loss sees one: nobody tells a model where to look.
 - Positions begin as sines, so that neighbours in the grid begin as neighbours (Beyer et al. 2022, "Better
   plain ViT baselines for ImageNet-1k").
@@ -11,9 +11,8 @@ What makes small ViTs learn from scratch within minutes on two CPU cores:
 
 ``vitsal_digits_target_drop`` goes on from the weights of ``vitsal_digits_target``, random patches dropped.
 
-What was chosen by a look at test scenes: how large digits and how small and few the other shapes are, and the
-last stage of the target. The rest was chosen by losses on training scenes. The weights beside this file were
-trained in pieces while that went on, so a run from a seed follows the same recipe but gives other bits.
+What was chosen by a look at test scenes: how large digits are, how small and few the other shapes. The rest was chosen
+by losses on training scenes.
 """
 
 import os
@@ -71,11 +70,10 @@ class Recipe:
         return [(fewest, most) for epochs, fewest, most in self.stages for _ in range(epochs)]
 
 
-BEGINNING = ((8, 32, 32), (5, 64, 64), (4, 112, 112))
 RECIPES = {
-    "vitsal_digits_target": Recipe((*BEGINNING, (6, 196, 196), (2, 32, 196)), 2e-3),
+    "vitsal_digits_target": Recipe(((10, 32, 32), (6, 64, 64), (4, 112, 112), (8, 196, 196)), 2e-3),
     "vitsal_digits_target_drop": Recipe(((4, 20, 196),), 5e-4, "vitsal_digits_target", whole_digit=False),
-    "vitsal_digits_guide": Recipe(((24, 32, 32), (8, 64, 64), (6, 112, 112), (8, 196, 196)), 3e-3),
+    "vitsal_digits_guide": Recipe(((16, 32, 32), (8, 64, 64), (4, 112, 112), (6, 196, 196)), 3e-3),
 }
 
 
