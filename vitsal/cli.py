@@ -15,15 +15,13 @@ from vitsal import benchmark as benchmarks
 from vitsal import evaluation, runs
 from vitsal.data import open_data
 from vitsal.errors import UserError, check_choice, check_number
-from vitsal.guides import GUIDES, make_guide
+from vitsal.guides import GUIDES, METHODS, make_guide
 from vitsal.images import open_image
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import Outcomes, outcomes_file, summarize
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-
-METHODS = ("rollout", "grad-rollout", "last-attention")
 
 HeadFusionOption = Annotated[str, typer.Option(help="mean, max or min over the heads.")]
 DiscardOption = Annotated[float, typer.Option(help="Fraction of each block's attention to drop, from 0 to below 1.")]

@@ -82,8 +82,11 @@ def predict_batch(
     for name, guide in guides.items():
         saliency = guide(images)
         for ratio in keep_ratios:
+            if ratio == 1.0:
+                predictions[name, ratio] = whole
+                continue
             keep = top_k_patches(saliency, ratio)
-            predictions[name, ratio] = whole if ratio == 1.0 else predict(forward_kept(target, images, keep))
+            predictions[name, ratio] = predict(forward_kept(target, images, keep))
     return predictions
 
 

@@ -217,7 +217,8 @@ class AdaptedGuide:
         return F.interpolate(saliency[:, None], size, mode="bilinear", antialias=True)[:, 0]
 
 
-GUIDES = ("rollout", "grad-rollout", "last-attention", "random", "center")
+METHODS = ("rollout", "grad-rollout", "last-attention")  # those that explain a model
+GUIDES = (*METHODS, "random", "center")
 
 
 def make_guide(

@@ -109,16 +109,15 @@ def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:
         >>> read_parameters({"preset": "digits", "limit": 100, "seed": 0}, seed=int).limit
         100
     """
-    parts = {part.name: PART_TYPES[part.name] for part in fields(Preset)}
-    known = {"preset": (str,), **parts, **{name: (kind,) for name, kind in others.items()}}
+    known = {"preset": (str,), **PART_TYPES, **{name: (kind,) for name, kind in others.items()}}
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name, value in given.items():
         if name not in known:
             raise UserError(f"Unknown parameter {name!r}.{suggestion(name, known)} Known: {', '.join(known)}.")
-        if type(value) not in known[name] and not (value is None and name in parts):
+        if type(value) not in known[name] and not (value is None and name in PART_TYPES):
             types = " or ".join(kind.__name__ for kind in known[name])
             raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {types}.")
-    return choose_preset(given["preset"], {name: given.get(name) for name in parts})
+    return choose_preset(given["preset"], {name: given.get(name) for name in PART_TYPES})
 
 
 def _is_parameter(name: str, value: object) -> bool:
