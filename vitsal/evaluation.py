@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError, check_number
+from vitsal.files import write_whole
 from vitsal.guides import Guide
 from vitsal.images import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
 from vitsal.outcomes import Outcomes
@@ -157,8 +158,4 @@ def data_fingerprint(dataset: IndexedImages | StreamedImages) -> str:
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table as CSV; whoever reads `path` sees the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    table.to_csv(unfinished, index=False)
-    os.replace(unfinished, path)
+    write_whole(path, partial(table.to_csv, index=False))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from vitsal.errors import UserError
+from vitsal.files import write_whole
 from vitsal.images import Batch
 
 Predictions = Mapping[tuple[str, float], Sequence[int]]
@@ -93,10 +93,8 @@ class Outcomes:
 
     def _write(self, lines: Sequence[str]) -> None:
         """Write whole lines in place of what is there; a kill leaves the old file or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(unfinished, self.path)
+        text = "".join(f"{line}\n" for line in lines)
+        write_whole(self.path, lambda path: path.write_text(text))
 
     def _check_same(self, question: Mapping[str, Any]) -> None:
         asked = json.loads(json.dumps(self.question))

@@ -15,8 +15,6 @@ What was chosen by a look at test scenes: how large digits are, how small and fe
 by losses on training scenes.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from tqdm import tqdm
 
 from vitsal.dropping import forward_kept
 from vitsal.embedded import MODEL_NAMES
+from vitsal.files import write_whole
 from vitsal.scenes import make_scene
 
 GRID = 14  # patches on each side of a scene
@@ -75,14 +74,6 @@ RECIPES = {
     "vitsal_digits_target_drop": Recipe(((4, 20, 196),), 5e-4, "vitsal_digits_target", whole_digit=False),
     "vitsal_digits_guide": Recipe(((16, 32, 32), (8, 64, 64), (4, 112, 112), (6, 196, 196)), 3e-3),
 }
-
-
-def write(content: dict, path: Path, save: Callable[[dict, Path], None]) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    save(content, temporary)
-    temporary.chmod(0o644)  # safetensors writes files that their owner alone may read
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)
@@ -194,9 +185,9 @@ def train(name: str, seed: int, output: Path, recipe: Recipe) -> float:
                 f"{progress.postfix}, test accuracy {accuracy(model, min(256, recipe.test_scenes), seed):.3f}"
             )
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
-        write(state, checkpoint, torch.save)
+        write_whole(checkpoint, partial(torch.save, state))
     half = {key: value.half() for key, value in model.state_dict().items()}
-    write(half, output / f"{name}.safetensors", save_file)
+    write_whole(output / f"{name}.safetensors", partial(save_file, half))
     return accuracy(model, recipe.test_scenes, seed)
 
 
