@@ -21,14 +21,13 @@ from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError
 from vitsal.evaluation import (
     check_labels,
-    data_fingerprint,
     describe,
     drop_curve,
     question_of,
-    weights_fingerprint,
     write_table,
 )
 from vitsal.guides import AdaptedGuide, CenterGuide, RandomGuide, RolloutGuide
+from vitsal.identity import data_fingerprint, weights_fingerprint
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import COLUMNS, Outcomes, outcomes_file, summarize, wilson_interval
 

@@ -5,7 +5,7 @@ import torch
 from helpers import assert_close, randomise
 from torch.nn import functional as F
 
-from vitsal.attention import record_attention
+from vitsal.attention import attention_gradients, record_attention
 from vitsal.errors import UserError
 from vitsal.guides import (
     GUIDES,
@@ -15,7 +15,6 @@ from vitsal.guides import (
     LastAttentionGuide,
     RandomGuide,
     RolloutGuide,
-    attention_gradients,
     make_guide,
 )
 from vitsal.models import convert_images, load_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
@@ -99,3 +100,18 @@ def attention_of(model: nn.Module, index: int) -> nn.Module:
         f"Block {index} of {type(model).__name__} is a {type(model.blocks[index]).__name__} with {len(found)} "
         "attention modules where rollout needs exactly one."
     )
+
+
+def attention_gradients(
+    model: nn.Module, images: Tensor, category_index: int | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Attention of every block, and the gradient of one class logit to it: two lists of L tensors (B, H, N, N).
+
+    The images do not influence each other, so the gradient of the summed logits holds each image's own.
+    """
+    with torch.enable_grad(), record_attention(model, with_gradient=True) as attentions:
+        logits = model(images)
+        category = logits.argmax(dim=1) if category_index is None else torch.full_like(logits[:, 0], category_index)
+        chosen = logits.gather(1, category.long()[:, None]).sum()
+        gradients = torch.autograd.grad(chosen, attentions)
+    return [attention.detach() for attention in attentions], list(gradients)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -14,20 +13,31 @@ from matplotlib.backend_bases import FigureCanvasBase
 from vitsal import benchmark as benchmarks
 from vitsal import evaluation, runs
 from vitsal.data import open_data
-from vitsal.errors import UserError, check_choice, check_number
+from vitsal.distillation import Recipe, distill, make_accelerator
+from vitsal.errors import UserError, check_choice
 from vitsal.guides import GUIDES, METHODS, make_guide
 from vitsal.images import open_image
-from vitsal.models import load_model, model_transform
+from vitsal.losses import LOSSES
+from vitsal.maps import TEACHERS, MapSettings, cache_maps
+from vitsal.models import grid_size, load_model, model_transform
+from vitsal.options import (
+    DATA_HELP,
+    CategoryOption,
+    CheckpointOption,
+    DeviceOption,
+    DiscardOption,
+    HeadFusionOption,
+    LimitOption,
+    WorkersOption,
+    find_device,
+    parse_ratios,
+    parse_run_arguments,
+)
 from vitsal.outcomes import Outcomes, outcomes_file, summarize
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
+from vitsal.students import CELL, load_student, new_student
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-
-HeadFusionOption = Annotated[str, typer.Option(help="mean, max or min over the heads.")]
-DiscardOption = Annotated[float, typer.Option(help="Fraction of each block's attention to drop, from 0 to below 1.")]
-CategoryOption = Annotated[int | None, typer.Option(help="Class to explain; by default the predicted one.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]
 
 
 @app.command()
@@ -64,10 +74,11 @@ def explain(
 
 @app.command()
 def drop_curve(
-    data: Annotated[str, typer.Option(help="A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/...")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
     target: Annotated[str, typer.Option(help="The ViT whose patches are dropped: any timm ViT.")],
     guide: Annotated[str, typer.Option(help=f"{', '.join(GUIDES)}.")] = "rollout",
     guide_model: Annotated[str | None, typer.Option(help="The ViT inside the guide; the target by default.")] = None,
+    student: Annotated[str | None, typer.Option(help="For the guide student: a folder or a hub name.")] = None,
     head_fusion: HeadFusionOption = "mean",
     discard_ratio: DiscardOption = 0.0,
     category_index: CategoryOption = None,
@@ -75,9 +86,9 @@ def drop_curve(
     checkpoint: CheckpointOption = None,
     guide_checkpoint: CheckpointOption = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
-    limit: Annotated[int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1)] = None,
+    limit: LimitOption = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 0,
+    num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the random guide.")] = 0,
     strict: Annotated[bool, typer.Option(help="Stop at an image that cannot be read, instead of skipping it.")] = False,
@@ -99,6 +110,7 @@ def drop_curve(
         guide,
         vit,
         model=inner,
+        student=load_student(student, where) if student else None,
         head_fusion=head_fusion,
         discard_ratio=discard_ratio,
         category_index=category_index,
@@ -124,6 +136,77 @@ def drop_curve(
     evaluation.write_table(table, written)
     print(table.to_string(index=False, float_format="{:.4f}".format))
     print(written)
+
+
+@app.command()
+def train_student(
+    teacher: Annotated[str, typer.Option(help="The ViT whose rollout is learnt: any timm ViT.")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the student and its checkpoints.")],
+    method: Annotated[str, typer.Option(help=f"{', '.join(TEACHERS)}.")] = "rollout",
+    head_fusion: HeadFusionOption = "max",
+    discard_ratio: DiscardOption = 0.9,
+    category_index: CategoryOption = None,
+    checkpoint: CheckpointOption = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
+    limit: LimitOption = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for the teacher's maps, for several students.")] = None,
+    views: Annotated[int, typer.Option(help="Crops of each image that the teacher is asked about.", min=0)] = 0,
+    architecture: Annotated[str, typer.Option(help="convnet, transformer, or a timm model.")] = "convnet",
+    pretrained: Annotated[bool, typer.Option(help="Start from the timm model's weights.")] = False,
+    width: Annotated[int, typer.Option(help="Channels of a convnet's first stage.", min=4)] = 32,
+    cell: Annotated[int, typer.Option(help="Pixels of the input per patch, each way.", min=1)] = CELL,
+    loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
+    epochs: Annotated[int, typer.Option(min=1)] = Recipe.epochs,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.", min=1)] = Recipe.batch_size,
+    learning_rate: float = Recipe.learning_rate,
+    accumulate: Annotated[int, typer.Option(help="Compute a batch in so many parts.", min=1)] = Recipe.accumulate,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without progress.", min=1)] = None,
+    num_workers: WorkersOption = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+) -> None:
+    """Teach a student to predict a ViT's rollout from a downsampled image; started again, it goes on.
+
+    Several processes or machines, a GPU, mixed precision: accelerate launch -m vitsal.cli train-student ...
+    """
+    recipe = Recipe(
+        loss=check_choice("loss", loss, LOSSES), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        geometry=not views, accumulate=accumulate, patience=patience, seed=seed,
+    )  # fmt: skip
+    accelerator = make_accelerator(recipe)
+    vit = load_model(teacher, checkpoint, device=accelerator.device)
+    explainer = make_guide(
+        check_choice("method", method, TEACHERS),
+        vit,
+        head_fusion=head_fusion,
+        discard_ratio=discard_ratio,
+        category_index=category_index,
+    )
+    torch.manual_seed(seed)
+    pupil = new_student(
+        architecture,
+        grid_size(vit),
+        pretrained=pretrained,
+        width=width,
+        input_size=[cell * cells for cells in grid_size(vit)],
+        lesson={"teacher": teacher, "method": method, "data": data, "loss": loss},
+    )
+    settings = MapSettings(tuple(2 * pixels for pixels in pupil.input_size), limit, views, seed)
+    cached = maps or output / "maps"
+    cache_maps(
+        explainer,
+        open_data(data, model_transform(vit), split=split),
+        cached,
+        settings,
+        num_workers=num_workers,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        progress=accelerator.is_main_process,
+    )
+    accelerator.wait_for_everyone()
+    history = distill(pupil, cached, output, recipe, accelerator=accelerator)
+    accelerator.print(history.tail(1).to_string(index=False, float_format="{:.4f}".format))
+    accelerator.print(output)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -167,58 +250,6 @@ def benchmark(
         f"{name}, batch {batch_size or (32 if what == 'rollout' else 8)}, torch {torch.__version__}, {repeats} rounds"
     )
     print(table.to_string(index=False, float_format="{:.3f}".format))
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is a GPU where there is one.
-
-    Raises:
-        UserError: torch does not know it, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def parse_ratios(text: str) -> list[float]:
-    """Read keep ratios such as "1.0,0.7,0.5".
-
-    Raises:
-        UserError: one of them is no number in (0, 1].
-    """
-    ratios = [check_number("keep ratio", parse_value(part), 0, 1, open_end="low") for part in text.split(",")]
-    return list(dict.fromkeys(ratios))
-
-
-def parse_value(text: str) -> Any:
-    """Read a number, True, False, None or a list as Python writes them; anything else is text."""
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()
-
-
-def parse_run_arguments(arguments: list[str]) -> tuple[list[int], dict[str, Any]]:
-    """Split `1 3 -p preset digits` into notebook numbers and parameters.
-
-    Raises:
-        UserError: something that is neither a number nor `-p NAME VALUE`.
-    """
-    numbers, parameters, rest = [], {}, list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "-p" and len(rest) >= 2:
-            name, value = rest.pop(0), rest.pop(0)
-            parameters[name] = parse_value(value)
-        elif word.isdecimal():
-            numbers.append(int(word))
-        else:
-            raise UserError(f"{word!r} is neither a notebook's number nor a parameter: vitsal run 1 3 -p NAME VALUE.")
-    return numbers, parameters
 
 
 def main() -> None:

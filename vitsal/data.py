@@ -18,6 +18,7 @@ from vitsal.scenes import DigitScenes
 
 STREAMS = ("hfids/", "wds/", "tfds/")
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
+TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
 
 def open_data(source: str, transform: Transform, *, split: str = "validation") -> IndexedImages | StreamedImages:
@@ -34,7 +35,7 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
         UserError: nothing there, or no images in it.
     """
     if source == "digits":
-        scenes = DigitScenes("train" if split == "train" else "test")
+        scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
         return IndexedImages(scenes.__getitem__, scenes.filename, len(scenes), transform)
     if source == "imagenette":
         return _open_folder(_imagenette(split), transform)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError, check_number
 from vitsal.files import write_whole
 from vitsal.guides import Guide
+from vitsal.identity import data_fingerprint, describe
 from vitsal.images import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
 from vitsal.outcomes import Outcomes
 
@@ -127,33 +125,6 @@ def question_of(
         "keep_ratios": list(keep_ratios),
         "limit": limit,
     }
-
-
-def describe(value: Any) -> Any:
-    """A guide, a model or a plain value as JSON can hold it: models by name and weights, functions by name."""
-    if isinstance(value, nn.Module):
-        return f"{value.pretrained_cfg.get('architecture')} {weights_fingerprint(value)}"
-    if dataclasses.is_dataclass(value):
-        parts = {part.name: describe(getattr(value, part.name)) for part in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **parts}
-    return f"{value.__module__}.{value.__qualname__}" if inspect.isroutine(value) else value
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all weights, to tell models of one name apart."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
-
-
-def data_fingerprint(dataset: IndexedImages | StreamedImages) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all sample names; "stream" where they cannot be listed."""
-    if isinstance(dataset, StreamedImages):
-        return "stream"
-    names = "\n".join(dataset.name(index) for index in range(len(dataset)))
-    return hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

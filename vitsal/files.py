@@ -11,7 +11,7 @@ def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
     """Let `save` write a file beside `path`, then put it in its place: a kill leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(f"{path.name}.part{os.getpid()}")  # several processes may write the same file
     save(unfinished)
     unfinished.chmod(0o644)  # safetensors writes files that their owner alone may read
     os.replace(unfinished, path)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitsal.attention import record_attention
+from vitsal.attention import attention_gradients, record_attention
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.legacy import legacy_gradient_rollout, legacy_rollout
-from vitsal.models import convert_images, default_readout, grid_size
+from vitsal.models import convert_images, default_readout, denormalize, grid_size
 from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
+from vitsal.students import Student, downsample
 
 Guide = Callable[[Tensor], Tensor]
 
@@ -119,21 +120,6 @@ class GradientRolloutGuide(_ModelGuide):
         )
 
 
-def attention_gradients(
-    model: nn.Module, images: Tensor, category_index: int | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Attention of every block, and the gradient of one class logit to it: two lists of L tensors (B, H, N, N).
-
-    The images do not influence each other, so the gradient of the summed logits holds each image's own.
-    """
-    with torch.enable_grad(), record_attention(model, with_gradient=True) as attentions:
-        logits = model(images)
-        category = logits.argmax(dim=1) if category_index is None else torch.full_like(logits[:, 0], category_index)
-        chosen = logits.gather(1, category.long()[:, None]).sum()
-        gradients = torch.autograd.grad(chosen, attentions)
-    return [attention.detach() for attention in attentions], list(gradients)
-
-
 def check_category(model: nn.Module, category_index: int | None) -> None:
     """Raise UserError if `model` has no classifier or does not have this class (None: any)."""
     if not model.num_classes:
@@ -211,14 +197,31 @@ class AdaptedGuide:
     def __call__(self, images: Tensor) -> Tensor:
         """Saliency of a batch: (B, 3, H, W) -> (B, gh, gw) of the target."""
         saliency = self.guide(convert_images(images, self.target, self.guide.model))
-        size = grid_size(self.target, images)
-        if saliency.shape[-2:] == size:
-            return saliency
-        return F.interpolate(saliency[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        return _lay_on(saliency, grid_size(self.target, images))
+
+
+@dataclass(frozen=True)
+class StudentGuide:
+    """A student's prediction from a downsampled copy of the target's images, laid on the target's grid."""
+
+    student: Student
+    target: nn.Module
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Saliency of a batch: (B, 3, H, W) -> (B, gh, gw) of the target, each map with sum 1 before it is laid."""
+        small = downsample(images, self.student.input_size)
+        return _lay_on(self.student.saliency(denormalize(small, self.target)), grid_size(self.target, images))
+
+
+def _lay_on(saliency: Tensor, size: tuple[int, int]) -> Tensor:
+    if saliency.shape[-2:] == size:
+        return saliency
+    return F.interpolate(saliency[:, None], size, mode="bilinear", antialias=True)[:, 0]
 
 
 METHODS = ("rollout", "grad-rollout", "last-attention")  # those that explain a model
-GUIDES = (*METHODS, "random", "center")
+GUIDES = (*METHODS, "student", "random", "center")
 
 
 def make_guide(
@@ -226,6 +229,7 @@ def make_guide(
     target: nn.Module,
     *,
     model: nn.Module | None = None,
+    student: Student | None = None,
     head_fusion: str = "mean",
     discard_ratio: float = 0.0,
     category_index: int | None = None,
@@ -234,19 +238,23 @@ def make_guide(
     """Make a guide for images prepared for `target`.
 
     Args:
-        name: "rollout", "grad-rollout", "last-attention", "random" or "center".
+        name: "rollout", "grad-rollout", "last-attention", "student", "random" or "center".
         target: the ViT whose patches will be dropped.
         model: the ViT inside the guide; the target itself by default.
+        student: the student, as `vitsal.students.load_student` gives it.
         head_fusion, discard_ratio, category_index, seed: what that guide takes; see its class.
 
     Raises:
-        UserError: unknown guide, or one of its values cannot be used.
+        UserError: unknown guide, no student for "student", or one of the values cannot be used.
     """
+    if name == "student" and student is None:
+        raise UserError("The guide 'student' needs a student: a folder or a hub name that holds one (--student).")
     inner = target if model is None else model
     makers: dict[str, Callable[[], Guide]] = {
         "rollout": lambda: RolloutGuide(inner, head_fusion, discard_ratio),
         "grad-rollout": lambda: GradientRolloutGuide(inner, category_index, discard_ratio),
         "last-attention": lambda: LastAttentionGuide(inner),
+        "student": lambda: StudentGuide(student, target),
         "random": lambda: RandomGuide(grid_size(target), seed),
         "center": lambda: CenterGuide(grid_size(target)),
     }

@@ -182,11 +182,23 @@ def convert_images(images: Tensor, source: nn.Module, target: nn.Module) -> Tens
 
     Undoes one normalisation, resizes, applies the other: a guide sees what the target sees, in its own scale.
     """
-    have, want = resolve_model_data_config(source), resolve_model_data_config(target)
     if images.shape[-2:] != input_size(target):
         images = F.interpolate(images, input_size(target), mode="bicubic", antialias=True, align_corners=False)
+    have, want = resolve_model_data_config(source), resolve_model_data_config(target)
     if (have["mean"], have["std"]) == (want["mean"], want["std"]):
         return images
-    as_statistic = lambda values: images.new_tensor(values)[:, None, None]  # noqa: E731
-    pixels = images * as_statistic(have["std"]) + as_statistic(have["mean"])
-    return (pixels - as_statistic(want["mean"])) / as_statistic(want["std"])
+    mean, std = _normalization(target, images)
+    return (denormalize(images, source) - mean) / std
+
+
+def denormalize(images: Tensor, model: nn.Module) -> Tensor:
+    """Undo a model's normalisation: (B, 3, H, W) -> the same in pixels, 0 to 1 but for what resampling overshot."""
+    mean, std = _normalization(model, images)
+    return images * std + mean
+
+
+def _normalization(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a model's data config, each (3, 1, 1)."""
+    config = resolve_model_data_config(model)
+    mean, std = (images.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    return mean, std

@@ -13,9 +13,10 @@ from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vitsal.models import denormalize
 
 # Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,9 +60,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> Path:
 
 def to_pixels(images: Tensor, model: nn.Module) -> np.ndarray:
     """Undo a model's normalisation for drawing: (B, 3, H, W) -> (B, H, W, 3) in [0, 1]."""
-    config = resolve_model_data_config(model)
-    mean, std = (images.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return denormalize(images, model).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def scale_map(saliency: Tensor | np.ndarray) -> np.ndarray:

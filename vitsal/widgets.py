@@ -11,8 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from vitsal.attention import attention_gradients
 from vitsal.dropping import forward_kept, top_k_patches
-from vitsal.guides import METHODS, attention_gradients, check_category
+from vitsal.guides import METHODS, check_category
 from vitsal.models import default_readout, grid_size
 from vitsal.plotting import hide_dropped, overlay, show_pictures, to_pixels
 from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention

@@ -1,0 +1,253 @@
+"""Training a student on a teacher's cached maps, on one process or many: the loop, its checkpoints, its history."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vitsal.augmentation import jitter_colours, random_views, warp
+from vitsal.checkpoints import Checkpoints
+from vitsal.errors import UserError, check_choice
+from vitsal.fidelity import fidelity
+from vitsal.losses import LOSSES
+from vitsal.maps import CachedMaps
+from vitsal.students import Student, downsample
+
+WARMUP_SHARE = 0.05  # of all steps
+LARGEST_GRADIENT = 1.0  # norm
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained.
+
+    Args:
+        loss: "kl", "bce", "mse" or "rank"; see `vitsal.losses`.
+        epochs: passes over the training split.
+        batch_size: images per optimizer step, over all processes and accumulated parts together.
+        learning_rate, weight_decay: of AdamW; the rate warms up linearly and falls as half a cosine.
+        geometry: crop and mirror cached images, and their maps with them. False where the cache holds views already.
+        colours: strength of the change of brightness, contrast and saturation.
+        accumulate: parts that a batch is computed in, where memory is short.
+        patience: stop after so many epochs without a lower validation divergence; None never does.
+        seed: of order and augmentation.
+    """
+
+    loss: str = "kl"
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    geometry: bool = True
+    colours: float = 0.4
+    accumulate: int = 1
+    patience: int | None = None
+    seed: int = 0
+
+
+class DivergedError(UserError):
+    """The loss is no finite number any more; the message says where, and what is left."""
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Hugging Face accelerate for a recipe; processes, device and precision are the launcher's.
+
+    A batch is split over the processes, so that the recipe means the same on any number of them.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=recipe.accumulate,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=recipe.seed),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # one may compute maps for long
+    )
+    if accelerator.num_processes == 1 and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ:
+        warnings.warn(
+            "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless through mpirun. "
+            "Use ACCELERATE_USE_CPU=true torchrun --nproc-per-node N ... instead.",
+            stacklevel=2,
+        )
+    return accelerator
+
+
+def distill(
+    student: Student,
+    maps: str | Path,
+    output: str | Path,
+    recipe: Recipe,
+    *,
+    accelerator: Accelerator | None = None,
+    on_epoch: Callable[[pd.DataFrame], object] = lambda history: None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train a student on cached maps; killed and called again, it goes on after its last whole epoch.
+
+    The student with the lowest validation divergence so far is always in `output`, as `load_student` reads it.
+
+    Args:
+        student: as `new_student` gives it; what is trained.
+        maps: folder that `cache_maps` filled.
+        output: folder for student, history and checkpoint.
+        recipe: how to train.
+        accelerator: see `make_accelerator`, the default.
+        on_epoch: called with the history after each epoch.
+        progress: show a bar.
+
+    Returns:
+        The history, also in `output/history.csv`: one row per epoch with step, learning rate, training loss, mean
+        `vitsal.fidelity.fidelity` over the validation images, and seconds.
+
+    Raises:
+        UserError: unknown loss; grids of student and maps that differ; a batch that cannot be split; or `output` holds
+            another training.
+        DivergedError: the loss is no finite number.
+    """
+    training = _Training(student, Path(maps), Path(output), recipe, accelerator or make_accelerator(recipe))
+    training.resume()
+    bar = training.progress_bar(progress)
+    while not training.finished:
+        training.train_epoch(bar)
+        training.validate_and_save(bar)
+        on_epoch(training.history)
+    return training.history
+
+
+class _Training:
+    """A student, its data, its optimizer, and how far it has come."""
+
+    def __init__(self, student: Student, maps: Path, output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
+        train, validation = CachedMaps(maps, "train"), CachedMaps(maps, "validation")
+        _check(student, train, recipe, accelerator)
+        self.student, self.recipe, self.accelerator = student, recipe, accelerator
+        about = {"recipe": asdict(recipe), "student": student.summary, "maps": train.settings}
+        self.checkpoints = Checkpoints(output, about, accelerator)
+        self.loss, self.history = LOSSES[recipe.loss], pd.DataFrame()
+        optimizer = create_optimizer_v2(student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        part = min(recipe.batch_size, len(train)) // recipe.accumulate
+        self.model, self.optimizer, self.train, self.validation = accelerator.prepare(
+            student,
+            optimizer,
+            DataLoader(train, part, shuffle=True, drop_last=True),
+            DataLoader(validation, part),
+        )
+        self.steps = -(-len(self.train) // recipe.accumulate)  # optimizer steps in an epoch
+        total = self.steps * recipe.epochs
+        warmup = {"warmup_t": max(1, round(WARMUP_SHARE * total)), "warmup_prefix": True}
+        self.schedule = CosineLRScheduler(optimizer, total - warmup["warmup_t"], t_in_epochs=False, **warmup)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        patience = self.recipe.patience
+        tired = patience and self.epochs_done and self.history.kl.idxmin() + patience < self.epochs_done
+        return self.epochs_done >= self.recipe.epochs or bool(tired)
+
+    def progress_bar(self, shown: bool) -> tqdm:
+        total, done = self.steps * self.recipe.epochs, self.steps * self.epochs_done
+        hidden = not (shown and self.accelerator.is_main_process)
+        return tqdm(total=total, initial=done, desc="student", unit="step", mininterval=1, disable=hidden)
+
+    def train_epoch(self, bar: tqdm) -> None:
+        """One pass over the training split; its mean loss goes to `self.mean_loss`."""
+        self.model.train()
+        self.train.set_epoch(self.epochs_done)
+        losses = []
+        for part, (images, maps) in enumerate(self.train):
+            step = self.epochs_done * self.steps + part // self.recipe.accumulate
+            self.schedule.step_update(step)
+            pixels, wanted = self._augment(images, maps, part)
+            with self.accelerator.accumulate(self.model):
+                loss = self.loss(self.model(pixels), wanted)
+                self._check_finite(loss, step)
+                self._update(loss)
+            losses.append(loss.detach())
+            bar.set_postfix_str(f"loss {loss.item():.3f}{self._last_validation()}", refresh=False)
+            bar.update(self.accelerator.sync_gradients)
+        self.mean_loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+
+    def _augment(self, images: Tensor, maps: Tensor, part: int) -> tuple[Tensor, Tensor]:
+        """Cached images and maps as the student gets them: pixels (B, 3, h, w) and maps (B, gh, gw), float."""
+        number = [self.recipe.seed, self.epochs_done, part, self.accelerator.process_index]
+        generator = torch.Generator().manual_seed(zlib.crc32(str(number).encode()))
+        pixels, wanted = images.float() / 255, maps.float()
+        if self.recipe.geometry:
+            views = random_views(len(pixels), generator)
+            pixels, wanted = warp(pixels, views), warp(wanted[:, None], views)[:, 0]
+        pixels = downsample(pixels, self.student.input_size)
+        return jitter_colours(pixels, self.recipe.colours, generator), wanted
+
+    def _check_finite(self, loss: Tensor, step: int) -> None:
+        if not loss.isfinite():
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise DivergedError(
+                f"The loss became {loss.item()} at step {step}, learning rate {rate:.2g}. What was learnt in "
+                f"{self.epochs_done} whole epochs is kept in {self.checkpoints.folder}; try a lower learning rate."
+            )
+
+    def _update(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean fidelity over the validation split, each image counted once."""
+        self.model.eval()
+        values: list[dict[str, Tensor]] = []
+        for images, maps in self.validation:
+            logits = self.model(downsample(images.float() / 255, self.student.input_size))
+            values.append(fidelity(*self.accelerator.gather_for_metrics((logits.float(), maps.float()))))
+        return {name: torch.cat([batch[name] for batch in values]).mean().item() for name in values[0]}
+
+    def validate_and_save(self, bar: tqdm) -> None:
+        """Close an epoch: a row of the history, and a checkpoint."""
+        row = {
+            "epoch": self.epochs_done + 1,
+            "step": self.steps * (self.epochs_done + 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": self.mean_loss,
+            **self.validate(),
+            "seconds": bar.format_dict["elapsed"],
+        }
+        self.history = pd.concat([self.history, pd.DataFrame([row])], ignore_index=True)
+        self.checkpoints.save(self.history, self.student)
+
+    def resume(self) -> None:
+        """Go on from the output folder's checkpoint, if there is one."""
+        self.history = self.checkpoints.load()
+
+    def _last_validation(self) -> str:
+        return f", validation kl {self.history.kl.iloc[-1]:.3f}" if self.epochs_done else ""
+
+
+def _check(student: Student, train: CachedMaps, recipe: Recipe, accelerator: Accelerator) -> None:
+    check_choice("loss", recipe.loss, LOSSES)
+    if student.grid_size != train.grid_size:
+        raise UserError(
+            f"The student's grid is {student.grid_size}, the teacher's maps are {train.grid_size}: make the "
+            f"student for the grid of its teacher."
+        )
+    parts = recipe.accumulate * accelerator.num_processes
+    size = min(recipe.batch_size, len(train))
+    if size % parts:
+        raise UserError(
+            f"A batch of {size} images cannot be split evenly into {recipe.accumulate} parts on "
+            f"{accelerator.num_processes} processes; choose a multiple of {parts}."
+        )
