@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from vitsal.attention import attention_of, fused_attention
 from vitsal.dropping import forward_kept, top_k_patches
-from vitsal.guides import GradientRolloutGuide, RandomGuide, RolloutGuide
+from vitsal.guides import GradientRolloutGuide, RandomGuide, RolloutGuide, StudentGuide
 from vitsal.models import grid_size
+from vitsal.students import Student
 
 
 def time_alternating(
@@ -112,6 +113,28 @@ def dropping_speedup(
             {"keep_ratio": ratio, **spread_of(values), "gflop_per_image": operations[ratio] / 1e9}
             | {"speedup": speedup, "limit": limit, "share_of_limit": speedup / limit}
         )
+    return pd.DataFrame(rows)
+
+
+def student_cost(
+    target: nn.Module, students: Mapping[str, Student], batch_size: int = 32, *, repeats: int = 9
+) -> pd.DataFrame:
+    """Time of students, the downsampling of the target's images included, against the target's plain forward pass.
+
+    Returns:
+        One row per task: median seconds, fastest and slowest; operations per image; and the median share of the
+        target's time.
+    """
+    images = example_images(target, batch_size)
+    tasks = {"target": lambda: target(images)} | {
+        name: partial(StudentGuide(student, target), images) for name, student in students.items()
+    }
+    seconds = time_alternating(tasks, repeats, images.device)
+    rows = [
+        {"task": task, **spread_of(seconds[task]), "gflop_per_image": count_operations(function) / batch_size / 1e9}
+        | {"share_of_target": np.median(seconds[task] / seconds["target"])}
+        for task, function in tasks.items()
+    ]
     return pd.DataFrame(rows)
 
 

@@ -9,16 +9,18 @@ from typing import Annotated
 import torch
 import typer
 from matplotlib.backend_bases import FigureCanvasBase
+from torch import nn
 
 from vitsal import benchmark as benchmarks
 from vitsal import evaluation, runs
+from vitsal.comparison import recovered_share
 from vitsal.data import open_data
 from vitsal.distillation import Recipe, distill, make_accelerator
 from vitsal.errors import UserError, check_choice
 from vitsal.guides import GUIDES, METHODS, make_guide
 from vitsal.images import open_image
 from vitsal.losses import LOSSES
-from vitsal.maps import TEACHERS, MapSettings, cache_maps
+from vitsal.maps import TEACHERS, MapSettings, cache_maps, maps_folder
 from vitsal.models import grid_size, load_model, model_transform
 from vitsal.options import (
     DATA_HELP,
@@ -35,8 +37,9 @@ from vitsal.options import (
 )
 from vitsal.outcomes import Outcomes, outcomes_file, summarize
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
-from vitsal.students import CELL, load_student, new_student
+from vitsal.students import ARCHITECTURES, CELL, Student, load_student, new_student
 
+BENCHMARKS = ("rollout", "dropping", "student")
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
@@ -76,7 +79,7 @@ def explain(
 def drop_curve(
     data: Annotated[str, typer.Option(help=DATA_HELP)],
     target: Annotated[str, typer.Option(help="The ViT whose patches are dropped: any timm ViT.")],
-    guide: Annotated[str, typer.Option(help=f"{', '.join(GUIDES)}.")] = "rollout",
+    guide: Annotated[str, typer.Option(help=f"{', '.join(GUIDES)}; several with commas between them.")] = "rollout",
     guide_model: Annotated[str | None, typer.Option(help="The ViT inside the guide; the target by default.")] = None,
     student: Annotated[str | None, typer.Option(help="For the guide student: a folder or a hub name.")] = None,
     head_fusion: HeadFusionOption = "mean",
@@ -106,23 +109,17 @@ def drop_curve(
     vit = load_model(target, checkpoint, device=where)
     same_model = guide_model in (None, target) and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else load_model(guide_model or target, guide_checkpoint, device=where)
-    chooser = make_guide(
-        guide,
-        vit,
-        model=inner,
-        student=load_student(student, where) if student else None,
-        head_fusion=head_fusion,
-        discard_ratio=discard_ratio,
-        category_index=category_index,
-        seed=seed,
-    )
+    pupil = load_student(student, where) if student else None
+    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
+    names = [name.strip() for name in guide.split(",")]
+    choosers = {name: make_guide(name, vit, model=inner, student=pupil, seed=seed, **options) for name in names}
     dataset = open_data(data, model_transform(vit), split=split)
-    question = {**evaluation.question_of(vit, {guide: chooser}, dataset, ratios, limit=limit), "source": [data, split]}
+    question = {**evaluation.question_of(vit, choosers, dataset, ratios, limit=limit), "source": [data, split]}
     path = output.with_suffix(".outcomes.jsonl") if output else outcomes_file("runs", question)
     kept = Outcomes(path, question)
     evaluation.drop_curve(
         vit,
-        {guide: chooser},
+        choosers,
         dataset,
         ratios,
         batch_size=batch_size,
@@ -135,6 +132,10 @@ def drop_curve(
     written = output or path.with_suffix("").with_suffix(".csv")
     evaluation.write_table(table, written)
     print(table.to_string(index=False, float_format="{:.4f}".format))
+    if {"random", "rollout", "student"} <= choosers.keys():
+        for ratio in (ratio for ratio in ratios if ratio < 1):
+            share = recovered_share(kept, "student", ratio, chance="random", ideal="rollout")
+            print("keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(ratio, *share))
     print(written)
 
 
@@ -150,7 +151,9 @@ def train_student(
     checkpoint: CheckpointOption = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
     limit: LimitOption = None,
-    maps: Annotated[Path | None, typer.Option(help="Folder for the teacher's maps, for several students.")] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Folder for the teacher's maps; runs/maps-<what they are of>.")
+    ] = None,
     views: Annotated[int, typer.Option(help="Crops of each image that the teacher is asked about.", min=0)] = 0,
     architecture: Annotated[str, typer.Option(help="convnet, transformer, or a timm model.")] = "convnet",
     pretrained: Annotated[bool, typer.Option(help="Start from the timm model's weights.")] = False,
@@ -192,10 +195,11 @@ def train_student(
         lesson={"teacher": teacher, "method": method, "data": data, "loss": loss},
     )
     settings = MapSettings(tuple(2 * pixels for pixels in pupil.input_size), limit, views, seed)
-    cached = maps or output / "maps"
+    dataset = open_data(data, model_transform(vit), split=split)
+    cached = maps or maps_folder("runs", explainer, dataset, settings)
     cache_maps(
         explainer,
-        open_data(data, model_transform(vit), split=split),
+        dataset,
         cached,
         settings,
         num_workers=num_workers,
@@ -231,25 +235,37 @@ def run(
 
 @app.command()
 def benchmark(
-    what: Annotated[str, typer.Argument(help="rollout or dropping.")],
+    what: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}.")],
     model: Annotated[str, typer.Option(help="Any timm ViT; random weights, since only time is measured.")] = "",
+    student: Annotated[
+        str | None, typer.Option(help="A folder or a hub name; by default new ones of both kinds.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, for dropping.")] = "0.5,0.25",
     repeats: Annotated[int, typer.Option(min=1)] = 9,
     device: DeviceOption = "auto",
 ) -> None:
-    """Time of rollout against a plain forward pass, or speed-up by dropping against its limit."""
-    check_choice("benchmark", what, ("rollout", "dropping"))
-    name = model or {"rollout": "deit_tiny_patch16_224", "dropping": "vit_base_patch16_224"}[what]
+    """Time of rollout or a student against a plain forward pass, or speed-up by dropping against its limit."""
+    check_choice("benchmark", what, BENCHMARKS)
+    name = model or {"dropping": "vit_base_patch16_224"}.get(what, "deit_tiny_patch16_224")
     vit = load_model(name, pretrained=False, device=find_device(device))
+    size = batch_size or {"dropping": 8}.get(what, 32)
     if what == "rollout":
-        table = benchmarks.rollout_cost(vit, batch_size or 32, repeats=repeats)
+        table = benchmarks.rollout_cost(vit, size, repeats=repeats)
+    elif what == "dropping":
+        table = benchmarks.dropping_speedup(vit, size, parse_ratios(keep), repeats=repeats)
     else:
-        table = benchmarks.dropping_speedup(vit, batch_size or 8, parse_ratios(keep), repeats=repeats)
-    print(
-        f"{name}, batch {batch_size or (32 if what == 'rollout' else 8)}, torch {torch.__version__}, {repeats} rounds"
-    )
-    print(table.to_string(index=False, float_format="{:.3f}".format))
+        table = benchmarks.student_cost(vit, students_to_time(student, vit), size, repeats=repeats)
+    print(f"{name}, batch {size}, torch {torch.__version__}, {repeats} rounds")
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+
+
+def students_to_time(name: str | None, target: nn.Module) -> dict[str, Student]:
+    """The student of this name, or, without one, a new one of each kind for the target's grid."""
+    device = next(target.parameters()).device
+    if name is not None:
+        return {name: load_student(name, device)}
+    return {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
     if source == "imagenette":
         return _open_folder(_imagenette(split), transform)
     if source.startswith(STREAMS):
-        return StreamedImages(_open_timm(source, create_dataset, split, transform=transform, is_training=False))
+        stream = _open_timm(source, create_dataset, split, transform=transform, is_training=False)
+        return StreamedImages(stream, f"{source}, {split}")
     if source.startswith("hfds/"):
         reader = _open_timm(source, create_reader, split)
         return IndexedImages(reader.__getitem__, reader.filename, len(reader), transform)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,8 +24,9 @@ from vitsal.augmentation import jitter_colours, random_views, warp
 from vitsal.checkpoints import Checkpoints
 from vitsal.errors import UserError, check_choice
 from vitsal.fidelity import fidelity
+from vitsal.identity import question_hash
 from vitsal.losses import LOSSES
-from vitsal.maps import CachedMaps
+from vitsal.maps import CachedMaps, read_settings
 from vitsal.students import Student, downsample
 
 WARMUP_SHARE = 0.05  # of all steps
@@ -124,6 +126,16 @@ def distill(
     return training.history
 
 
+def describe_training(student: Student, maps: str | Path, recipe: Recipe) -> dict[str, Any]:
+    """What a training is made of: only trainings of the same are ever continued."""
+    return {"recipe": asdict(recipe), "student": student.summary, "maps": read_settings(maps)}
+
+
+def training_folder(root: str | Path, student: Student, maps: str | Path, recipe: Recipe) -> Path:
+    """The folder in `root` that belongs to this training: its name holds the hash of what it is made of."""
+    return Path(root, f"student-{question_hash(describe_training(student, maps, recipe))}")
+
+
 class _Training:
     """A student, its data, its optimizer, and how far it has come."""
 
@@ -131,8 +143,7 @@ class _Training:
         train, validation = CachedMaps(maps, "train"), CachedMaps(maps, "validation")
         _check(student, train, recipe, accelerator)
         self.student, self.recipe, self.accelerator = student, recipe, accelerator
-        about = {"recipe": asdict(recipe), "student": student.summary, "maps": train.settings}
-        self.checkpoints = Checkpoints(output, about, accelerator)
+        self.checkpoints = Checkpoints(output, describe_training(student, maps, recipe), accelerator)
         self.loss, self.history = LOSSES[recipe.loss], pd.DataFrame()
         optimizer = create_optimizer_v2(student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         part = min(recipe.batch_size, len(train)) // recipe.accumulate

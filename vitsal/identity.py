@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,8 +36,13 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(dataset: IndexedImages | StreamedImages) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all sample names; "stream" where they cannot be listed."""
+    """First 12 hexadecimal digits of the SHA-256 of all sample names; a stream's source, as they cannot be listed."""
     if isinstance(dataset, StreamedImages):
-        return "stream"
+        return f"stream of {dataset.source}"
     names = "\n".join(dataset.name(index) for index in range(len(dataset)))
     return hashlib.sha256(names.encode()).hexdigest()[:12]
+
+
+def question_hash(question: Mapping[str, Any]) -> str:
+    """First 10 hexadecimal digits of the SHA-256 of a question, to name files by."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]

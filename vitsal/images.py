@@ -102,10 +102,13 @@ class IndexedImages(Dataset):
 
 
 class StreamedImages(IterableDataset):
-    """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets."""
+    """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets.
 
-    def __init__(self, dataset: IterableDataset, first: int = 0, last: int | None = None) -> None:
-        self.dataset, self.first, self.last = dataset, first, last
+    `source` names it: its samples have no names to tell it by.
+    """
+
+    def __init__(self, dataset: IterableDataset, source: str = "", first: int = 0, last: int | None = None) -> None:
+        self.dataset, self.source, self.first, self.last = dataset, source, first, last
 
     def __iter__(self) -> Iterator[Sample]:
         numbered = enumerate(self.dataset)
@@ -148,7 +151,7 @@ def batches(
 
 def _part(dataset: IndexedImages | StreamedImages, first: int, limit: int | None) -> Dataset:
     if isinstance(dataset, StreamedImages):
-        return StreamedImages(dataset.dataset, first, limit)
+        return StreamedImages(dataset.dataset, dataset.source, first, limit)
     return Subset(dataset, spread(len(dataset), limit)[first:])
 
 

@@ -12,7 +12,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from vitsal.augmentation import random_views, warp
 from vitsal.errors import UserError
 from vitsal.files import write_whole
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
-from vitsal.identity import data_fingerprint, describe
+from vitsal.identity import data_fingerprint, describe, question_hash
 from vitsal.images import IndexedImages, StreamedImages, batches, spread, warn_of_skipped
 from vitsal.models import denormalize
 from vitsal.students import downsample
@@ -89,7 +89,7 @@ def cache_maps(
             settings, which are left as they are.
     """
     folder, total = Path(folder), _total(dataset, settings)
-    _check_settings(folder, {"teacher": describe(teacher), "data": data_fingerprint(dataset), **describe(settings)})
+    _check_settings(folder, describe_maps(teacher, dataset, settings))
     shard_size = settings.batch_size * BATCHES_PER_SHARD
     todo = [(view, first) for view in range(max(settings.views, 1)) for first in range(0, total, shard_size)]
     bar = tqdm(todo[process::num_processes], desc="teacher's maps", unit="shard", mininterval=1, disable=not progress)
@@ -105,6 +105,19 @@ def cache_maps(
     warn_of_skipped(skipped)
 
 
+def describe_maps(teacher: Teacher, dataset: IndexedImages | StreamedImages, settings: MapSettings) -> dict[str, Any]:
+    """What cached maps are of, weights and data included, as JSON holds it."""
+    about = {"teacher": describe(teacher), "data": data_fingerprint(dataset), **asdict(settings)}
+    return json.loads(json.dumps(about))
+
+
+def maps_folder(
+    root: str | Path, teacher: Teacher, dataset: IndexedImages | StreamedImages, settings: MapSettings
+) -> Path:
+    """The folder in `root` that belongs to these maps: its name holds the hash of what they are of."""
+    return Path(root, f"maps-{question_hash(describe_maps(teacher, dataset, settings))}")
+
+
 def _total(dataset: IndexedImages | StreamedImages, settings: MapSettings) -> int:
     if isinstance(dataset, IndexedImages):
         total = len(spread(len(dataset), settings.limit))
@@ -117,12 +130,12 @@ def _total(dataset: IndexedImages | StreamedImages, settings: MapSettings) -> in
     return total
 
 
-def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    path, wanted = folder / SETTINGS, json.loads(json.dumps(settings))
+def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
+    path = folder / SETTINGS
     if not path.is_file():
         write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1)))
         return
-    there = json.loads(path.read_text())
+    there = read_settings(folder)
     differing = [key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key)]
     if differing:
         said = "; ".join(f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now" for key in sorted(differing))
@@ -226,10 +239,10 @@ class CachedMaps(Dataset):
         """(gh, gw) of the maps."""
         return tuple(self.shards[0]["maps"].shape[-2:])
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The teacher, the data and the settings that the maps were made with."""
-        return json.loads((self.folder / SETTINGS).read_text())
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What the maps in a folder are of, as `describe_maps` gives it."""
+    return json.loads(Path(folder, SETTINGS).read_text())
 
 
 def _split_of(path: Path, row: int) -> str | None:

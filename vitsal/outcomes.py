@@ -6,7 +6,6 @@ appended, so whenever a run is killed, all but the batch at work is kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from scipy.stats import binomtest
 
 from vitsal.errors import UserError
 from vitsal.files import write_whole
+from vitsal.identity import question_hash
 from vitsal.images import Batch
 
 Predictions = Mapping[tuple[str, float], Sequence[int]]
@@ -112,8 +112,7 @@ class Outcomes:
 
 def outcomes_file(folder: str | Path, question: Mapping[str, Any]) -> Path:
     """The file in `folder` that belongs to a question: its name holds the question's hash."""
-    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
-    return Path(folder, f"drop-curve-{digest}.outcomes.jsonl")
+    return Path(folder, f"drop-curve-{question_hash(question)}.outcomes.jsonl")
 
 
 def summarize(outcomes: Outcomes, target: str) -> pd.DataFrame:

@@ -136,3 +136,19 @@ def label_drop_axis(axis: Axes) -> None:
     axis.grid(axis="y", alpha=0.3)
     axis.legend(loc="lower left")
     axis.label_outer()
+
+
+def plot_learning_curves(axis: Axes, histories: Mapping[str, pd.DataFrame]) -> None:
+    """Draw students' divergence from their teachers over the epochs: on held-out images, and, thin, in training.
+
+    Args:
+        axis: where to draw.
+        histories: name -> history, as `vitsal.distillation.distill` returns it.
+    """
+    for number, (name, history) in enumerate(histories.items()):
+        style = curve_style(number)
+        axis.plot(history.epoch, history.kl, label=name, **style)
+        axis.plot(history.epoch, history.loss, color=style["color"], lw=1, ls=":")
+    axis.set(xlabel="epoch", ylabel="divergence (nats)", ylim=(0, None))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()

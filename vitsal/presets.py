@@ -19,6 +19,10 @@ class Preset:
         drop_target: the same, trained with patches dropped, to compare with; "" for none.
         guide_model: the small ViT whose rollout chooses the patches.
         data, split: what `vitsal.data.open_data` takes.
+        train_data, train_split: the same for the images that students learn from; "" is the same data.
+        train_limit: number of images that students learn from.
+        epochs: passes over them.
+        student_width: how wide students are (`vitsal.students.Student`).
         head_fusion, discard_ratio: of all rollouts.
         keep_ratios: fractions of patches kept.
         limit: number of images, spread evenly over the data; None takes all.
@@ -28,6 +32,11 @@ class Preset:
     guide_model: str
     data: str
     split: str = "validation"
+    train_data: str = ""
+    train_split: str = "train"
+    train_limit: int | None = None
+    epochs: int = 40
+    student_width: int = 32
     drop_target: str = ""
     head_fusion: str = "max"
     discard_ratio: float = 0.9
@@ -41,6 +50,11 @@ PART_TYPES: dict[str, tuple[type, ...]] = {
     "guide_model": (str,),
     "data": (str,),
     "split": (str,),
+    "train_data": (str,),
+    "train_split": (str,),
+    "train_limit": (int,),
+    "epochs": (int,),
+    "student_width": (int,),
     "head_fusion": (str,),
     "discard_ratio": (float, int),
     "keep_ratios": (list, tuple),
@@ -54,6 +68,9 @@ PRESETS: dict[str, Preset] = {
         guide_model="vitsal_digits_guide",
         data="digits",
         split="test",
+        train_limit=1_000,
+        epochs=8,
+        student_width=16,
     ),
     "imagenette": Preset(
         target="deit_tiny_patch16_224",
@@ -64,11 +81,13 @@ PRESETS: dict[str, Preset] = {
         target="vit_base_patch16_224.augreg2_in21k_ft_in1k",
         guide_model="deit_tiny_patch16_224.fb_in1k",
         data="hfids/ILSVRC/imagenet-1k",
+        train_limit=100_000,
     ),
     "imagenet-large": Preset(
         target="vit_large_patch16_224.augreg_in21k_ft_in1k",
         guide_model="deit_tiny_patch16_224.fb_in1k",
         data="hfids/ILSVRC/imagenet-1k",
+        train_limit=100_000,
     ),
 }
 
@@ -122,4 +141,5 @@ def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:
 
 def _is_parameter(name: str, value: object) -> bool:
     plain = (bool, int, float, str, list, tuple, dict, type(None))
-    return type(value) in plain and not name.startswith("_") and name not in ("In", "Out")
+    constant = name.isupper()  # imported from the package
+    return type(value) in plain and not (name.startswith("_") or constant or name in ("In", "Out"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
+from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from vitsal.attention import attention_gradients
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.guides import METHODS, check_category
 from vitsal.models import default_readout, grid_size
-from vitsal.plotting import hide_dropped, overlay, show_pictures, to_pixels
+from vitsal.plotting import hide_dropped, overlay, plot_learning_curves, show_pictures, to_pixels
 from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
 
 
@@ -101,3 +103,36 @@ class RolloutExplorer(widgets.VBox):
 
 def _slider(value: float, low: float, high: float, description: str) -> widgets.FloatSlider:
     return widgets.FloatSlider(value, min=low, max=high, step=0.01, description=description, continuous_update=False)
+
+
+class LiveCurve:
+    """Learning curves that are drawn anew after every epoch; the last drawing stays in the notebook.
+
+    Example:
+        >>> curve = LiveCurve()
+        >>> distill(student, maps, output, recipe, on_epoch=curve.of("convnet"))  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self.histories: dict[str, pd.DataFrame] = {}
+        self.handle: DisplayHandle | None = None
+
+    def of(self, name: str) -> Callable[[pd.DataFrame], None]:
+        """What to call with one student's history after each epoch."""
+
+        def update(history: pd.DataFrame) -> None:
+            self.histories[name] = history
+            figure = self.draw()
+            if self.handle is None:
+                self.handle = display(figure, display_id=True)
+            else:
+                self.handle.update(figure)
+            plt.close(figure)
+
+        return update
+
+    def draw(self) -> Figure:
+        """The curves so far."""
+        figure, axis = plt.subplots()
+        plot_learning_curves(axis, self.histories)
+        return figure
