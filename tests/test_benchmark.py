@@ -5,7 +5,15 @@ import pytest
 import torch
 from helpers import traces
 
-from vitsal.benchmark import count_operations, dropping_speedup, rollout_cost, spread_of, time_alternating
+from vitsal.benchmark import (
+    count_operations,
+    dropping_speedup,
+    rollout_cost,
+    spread_of,
+    student_cost,
+    time_alternating,
+)
+from vitsal.students import new_student
 
 
 def test_operations_of_a_linear_layer():
@@ -66,4 +74,16 @@ def test_rollout_table(tiny_vit):
     assert list(table.index) == [*plain, "rollout", "gradient rollout"]
     assert table.ratio_to_forward[table.median_s[plain].idxmin()] == 1
     assert table.ratio_to_forward.min() > 0
+    assert traces(tiny_vit) == before
+
+
+def test_student_table(tiny_vit):
+    """The student's operations are those of its network alone: downsampling has none that torch counts."""
+    before, student = traces(tiny_vit), new_student("convnet", (4, 4), width=4).eval()
+    table = student_cost(tiny_vit, {"convnet": student}, batch_size=2, repeats=2).set_index("task")
+    assert list(table.index) == ["target", "convnet"]
+    alone = count_operations(lambda: student(torch.zeros(1, 3, 16, 16))) / 1e9
+    assert table.gflop_per_image["convnet"] == pytest.approx(alone)
+    assert table.gflop_per_image["target"] == pytest.approx(operations_by_hand(tiny_vit, 17) / 1e9, rel=0.01)
+    assert table.share_of_target["target"] == 1
     assert traces(tiny_vit) == before

@@ -19,6 +19,7 @@ from vitsal.guides import (
 )
 from vitsal.models import convert_images, load_model
 from vitsal.rollout import attention_rollout, fuse_gradient, fuse_heads
+from vitsal.students import Student
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def siglip():
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_guide_by_name(tiny_vit, images, name):
-    saliency = make_guide(name, tiny_vit)(images)
+    saliency = make_guide(name, tiny_vit, student=Student(grid_size=(4, 4), width=4).eval())(images)
     assert saliency.shape == (4, 4, 4)
     assert saliency.isfinite().all()
     assert not saliency.requires_grad
@@ -207,5 +208,6 @@ def test_map_is_laid_on_the_targets_grid():
 def test_all_together_on_a_non_square_target():
     target = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=(96, 64), depth=1))
     inner = randomise(load_model("deit3_small_patch16_224", pretrained=False, img_size=64, depth=1))
+    student = Student(grid_size=(4, 4), width=4).eval()
     for name in GUIDES:
-        assert make_guide(name, target, model=inner)(torch.randn(2, 3, 96, 64)).shape == (2, 6, 4)
+        assert make_guide(name, target, model=inner, student=student)(torch.randn(2, 3, 96, 64)).shape == (2, 6, 4)

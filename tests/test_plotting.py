@@ -12,6 +12,7 @@ from vitsal.plotting import (
     hide_dropped,
     overlay,
     plot_drop_curves,
+    plot_learning_curves,
     plot_published,
     save_figure,
     scale_map,
@@ -118,3 +119,14 @@ def test_published_curves():
     _, axis = plt.subplots()
     plot_published(axis, pd.DataFrame({"guide": ["a", "a"], "drop_percent": [0, 50], "top1": [0.8, 0.5]}), {"a": 2})
     assert np.allclose(axis.get_lines()[0].get_xydata(), [(0, 80), (50, 50)])
+
+
+def test_learning_curves():
+    history = pd.DataFrame({"epoch": [1, 2], "kl": [0.5, 0.3], "loss": [0.6, 0.4]})
+    _, axis = plt.subplots()
+    plot_learning_curves(axis, {"one": history, "two": history + 1})
+    held_out, training, other, _ = axis.get_lines()
+    assert np.allclose(held_out.get_xydata(), [(1, 0.5), (2, 0.3)])
+    assert np.allclose(training.get_xydata(), [(1, 0.6), (2, 0.4)])
+    assert held_out.get_color() == training.get_color() != other.get_color()
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one", "two"]

@@ -1,5 +1,7 @@
 """The explorer: every control does something, and nothing is computed twice."""
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_close
@@ -7,7 +9,7 @@ from helpers import assert_close
 from vitsal.errors import UserError
 from vitsal.guides import make_guide
 from vitsal.models import load_model
-from vitsal.widgets import RolloutExplorer
+from vitsal.widgets import LiveCurve, RolloutExplorer
 
 
 @pytest.fixture
@@ -70,3 +72,25 @@ def test_titles_tell_what_the_model_sees(explorer, tiny_vit, images):
     torch.testing.assert_close(
         torch.tensor(figure.axes[0].images[0].get_array()), (images[0].permute(1, 2, 0) * 0.5 + 0.5).clamp(0, 1)
     )
+
+
+def test_live_curve_shows_once_and_is_then_updated(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, figure):
+            shown.append(figure)
+
+    def display(figure, display_id):
+        shown.append(figure)
+        return Handle()
+
+    monkeypatch.setattr("vitsal.widgets.display", display)
+    curve, open_before = LiveCurve(), plt.get_fignums()
+    history = pd.DataFrame({"epoch": [1, 2], "kl": [0.5, 0.3], "loss": [0.6, 0.4]})
+    curve.of("one")(history[:1])
+    curve.of("one")(history)
+    curve.of("two")(history[:1])
+    points = [[len(line.get_xdata()) for line in figure.axes[0].get_lines()] for figure in shown]
+    assert points == [[1, 1], [2, 2], [2, 2, 1, 1]]
+    assert plt.get_fignums() == open_before

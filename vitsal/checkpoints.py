@@ -17,7 +17,7 @@ import pandas as pd
 from accelerate import Accelerator
 
 from vitsal.errors import UserError
-from vitsal.files import write_whole
+from vitsal.files import check_folder, write_whole
 from vitsal.students import Student, save_student
 
 POINTER = "checkpoint.json"
@@ -62,6 +62,7 @@ class Checkpoints:
         Raises:
             UserError: the folder holds another training; it is left as it is.
         """
+        check_folder(self.folder)
         path = self.folder / POINTER
         if not path.is_file():
             return pd.DataFrame()

@@ -173,7 +173,7 @@ def train_student(
     Several processes or machines, a GPU, mixed precision: accelerate launch -m vitsal.cli train-student ...
     """
     recipe = Recipe(
-        loss=check_choice("loss", loss, LOSSES), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         geometry=not views, accumulate=accumulate, patience=patience, seed=seed,
     )  # fmt: skip
     accelerator = make_accelerator(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zlib
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from vitsal.augmentation import jitter_colours, random_views, warp
 from vitsal.checkpoints import Checkpoints
-from vitsal.errors import UserError, check_choice
+from vitsal.errors import UserError, check_choice, check_number
 from vitsal.fidelity import fidelity
 from vitsal.identity import question_hash
 from vitsal.losses import LOSSES
@@ -47,6 +48,9 @@ class Recipe:
         accumulate: parts that a batch is computed in, where memory is short.
         patience: stop after so many epochs without a lower validation divergence; None never does.
         seed: of order and augmentation.
+
+    Raises:
+        UserError: unknown loss, or a learning rate that is not positive.
     """
 
     loss: str = "kl"
@@ -59,6 +63,10 @@ class Recipe:
     accumulate: int = 1
     patience: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, LOSSES)
+        check_number("learning rate", self.learning_rate, 0, math.inf, open_end="low")
 
 
 class DivergedError(UserError):
@@ -75,7 +83,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=recipe.seed),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # one may compute maps for long
     )
-    if accelerator.num_processes == 1 and accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ:
+    if accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
             "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless through mpirun. "
             "Use ACCELERATE_USE_CPU=true torchrun --nproc-per-node N ... instead.",
@@ -104,7 +112,7 @@ def distill(
         output: folder for student, history and checkpoint.
         recipe: how to train.
         accelerator: see `make_accelerator`, the default.
-        on_epoch: called with the history after each epoch.
+        on_epoch: called with the history after each epoch, and at once where there are epochs to go on from.
         progress: show a bar.
 
     Returns:
@@ -112,17 +120,19 @@ def distill(
         `vitsal.fidelity.fidelity` over the validation images, and seconds.
 
     Raises:
-        UserError: unknown loss; grids of student and maps that differ; a batch that cannot be split; or `output` holds
+        UserError: grids of student and maps that differ; a batch that cannot be split; or `output` holds
             another training.
         DivergedError: the loss is no finite number.
     """
     training = _Training(student, Path(maps), Path(output), recipe, accelerator or make_accelerator(recipe))
     training.resume()
-    bar = training.progress_bar(progress)
-    while not training.finished:
-        training.train_epoch(bar)
-        training.validate_and_save(bar)
+    if training.epochs_done:
         on_epoch(training.history)
+    with training.progress_bar(progress) as bar:
+        while not training.finished:
+            training.train_epoch(bar)
+            training.validate_and_save(bar)
+            on_epoch(training.history)
     return training.history
 
 
@@ -249,7 +259,6 @@ class _Training:
 
 
 def _check(student: Student, train: CachedMaps, recipe: Recipe, accelerator: Accelerator) -> None:
-    check_choice("loss", recipe.loss, LOSSES)
     if student.grid_size != train.grid_size:
         raise UserError(
             f"The student's grid is {student.grid_size}, the teacher's maps are {train.grid_size}: make the "

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from vitsal.errors import UserError
+
 
 def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
     """Let `save` write a file beside `path`, then put it in its place: a kill leaves the old file or the new one."""
@@ -15,3 +17,9 @@ def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
     save(unfinished)
     unfinished.chmod(0o644)  # safetensors writes files that their owner alone may read
     os.replace(unfinished, path)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise UserError if `path` is there and is no folder."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"{path} is a file, and a folder is needed; name another.")

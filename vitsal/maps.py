@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from vitsal.augmentation import random_views, warp
 from vitsal.errors import UserError
-from vitsal.files import write_whole
+from vitsal.files import check_folder, write_whole
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.identity import data_fingerprint, describe, question_hash
 from vitsal.images import IndexedImages, StreamedImages, batches, spread, warn_of_skipped
@@ -131,6 +131,7 @@ def _total(dataset: IndexedImages | StreamedImages, settings: MapSettings) -> in
 
 
 def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
+    check_folder(folder)
     path = folder / SETTINGS
     if not path.is_file():
         write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1)))

@@ -158,6 +158,8 @@ class Transformer(nn.Module):
                 f"A transformer student's input, {input_size}, must be a multiple of its grid, {grid_size}: "
                 f"{tuple(CELL * cells for cells in grid_size)}, for example."
             )
+        if width % 2:
+            raise UserError(f"A transformer student's width must be even, for four heads; got {width}.")
         self.grid_size = grid_size
         self.tokens = VisionTransformer(
             input_size, patch_size, embed_dim=2 * width, depth=3, num_heads=4, num_classes=0, class_token=False,

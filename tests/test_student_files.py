@@ -1,0 +1,114 @@
+"""Students on disk: what is written, what comes back, and one clear message for whatever is no student."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_students import make_student
+
+from vitsal import students
+from vitsal.errors import UserError
+from vitsal.students import load_student, save_student
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["convnet", "transformer", "mobilenetv3_small_050"])
+def test_saved_and_loaded_student_gives_equal_outputs(architecture, tmp_path):
+    options = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "lesson": {"teacher": "tiny"}, "input_size": [32, 40]}
+    student = make_student(architecture, (4, 5), **options)
+    student.save_pretrained(tmp_path / "one")
+    save_student(student, tmp_path / "other")
+    pixels = torch.rand(2, 3, 32, 40)
+    for folder in ("one", "other"):
+        loaded = load_student(tmp_path / folder)
+        assert not loaded.training
+        assert loaded.lesson == {"teacher": "tiny"}
+        assert loaded.summary == student.summary
+        assert torch.equal(loaded(pixels), student(pixels))
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config == {"architecture": architecture, "grid_size": [4, 5], "width": 8, **options}
+
+
+def test_saving_replaces_the_files_and_leaves_nothing_else(tmp_path, monkeypatch):
+    for _ in range(2):
+        last = make_student(grid_size=(2, 2))
+        save_student(last, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert torch.equal(load_student(tmp_path).position, last.position)
+    monkeypatch.setattr(students.Student, "save_pretrained", lambda self, folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_student(make_student(grid_size=(2, 2)), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+NOTHING_THERE = "is no student .*Give a folder or a hub name that holds config.json and model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["gone", "gone/there", "./gone", "/gone/there", "not a name", "a/b/c"])
+def test_no_student_of_this_name(name):
+    with pytest.raises(UserError, match=f"'{name}' {NOTHING_THERE}"):
+        load_student(name)
+
+
+def test_file_and_folder_that_are_no_student(tmp_path):
+    (tmp_path / "notes.txt").write_text("these are my notes")
+    with pytest.raises(UserError, match=r"notes.txt is a file. A student is a folder with config.json"):
+        load_student(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match=r"is no student: it holds no config.json"):
+        load_student(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    for architecture in ("transformer", "convnet"):
+        save_student(make_student(architecture, (2, 2), width=4), folder / architecture)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "{broken",
+        "",
+        "[1, 2]",
+        "null",
+        '{"model_type": "bert"}',
+        '{"architecture": "transformr", "grid_size": [2, 2]}',
+        '{"architecture": "transformer", "grid_size": [2, 3]}',
+        '{"architecture": "transformer", "grid_size": [0, 0]}',
+        '{"architecture": "transformer", "grid_size": [2]}',
+        '{"architecture": "transformer", "grid_size": [2, 2], "width": "wide"}',
+    ],
+)
+def test_config_of_something_else(saved, tmp_path, changed):
+    shutil.copytree(saved / "transformer", tmp_path / "copy")
+    (tmp_path / "copy" / "config.json").write_text(changed)
+    with pytest.raises(UserError, match=r"copy' is no student"):
+        load_student(tmp_path / "copy")
+
+
+def test_damaged_or_wrong_weights(saved, tmp_path):
+    shutil.copytree(saved / "transformer", tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    for content in (weights.read_bytes()[:-50], weights.read_bytes()[:30], b"", b"these are my notes"):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=r"copy' is no student \(.*header"):
+            load_student(tmp_path / "copy")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"copy' is no student .*model.safetensors"):
+        load_student(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("other", ["convnet", "nothing"])
+def test_weights_of_another_architecture_are_told_by_a_name(saved, tmp_path, other):
+    shutil.copytree(saved / "transformer", tmp_path / "copy")
+    if other == "convnet":
+        shutil.copy(saved / "convnet" / "model.safetensors", tmp_path / "copy" / "model.safetensors")
+    else:
+        save_file({"position": torch.zeros(2, 2)}, tmp_path / "copy" / "model.safetensors")
+    with pytest.raises(UserError, match=r"copy' is no student .*network\.tokens"):
+        load_student(tmp_path / "copy")
