@@ -155,6 +155,7 @@ def train_student(
         Path | None, typer.Option(help="Folder for the teacher's maps; runs/maps-<what they are of>.")
     ] = None,
     views: Annotated[int, typer.Option(help="Crops of each image that the teacher is asked about.", min=0)] = 0,
+    geometry: Annotated[bool, typer.Option(help="Crop and mirror images, and their maps with them.")] = True,
     architecture: Annotated[str, typer.Option(help="convnet, transformer, or a timm model.")] = "convnet",
     pretrained: Annotated[bool, typer.Option(help="Start from the timm model's weights.")] = False,
     width: Annotated[int, typer.Option(help="Channels of a convnet's first stage.", min=4)] = 32,
@@ -174,7 +175,7 @@ def train_student(
     """
     recipe = Recipe(
         loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        geometry=not views, accumulate=accumulate, patience=patience, seed=seed,
+        geometry=geometry and not views, accumulate=accumulate, patience=patience, seed=seed,
     )  # fmt: skip
     accelerator = make_accelerator(recipe)
     vit = load_model(teacher, checkpoint, device=accelerator.device)

@@ -68,8 +68,8 @@ PRESETS: dict[str, Preset] = {
         guide_model="vitsal_digits_guide",
         data="digits",
         split="test",
-        train_limit=1_000,
-        epochs=8,
+        train_limit=800,
+        epochs=7,
         student_width=16,
     ),
     "imagenette": Preset(

@@ -25,9 +25,16 @@ from vitsal.errors import UserError, suggestion
 ARCHITECTURES = ("convnet", "transformer")
 CELL = 4  # pixels of the input on each side of one cell of the grid, by default
 EMBEDDED_STUDENTS = Path(__file__).parent / "embedded" / "students"
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A student of vitsal: it predicts from a small image which patches will matter to a Vision Transformer. Load it with
+`vitsal.students.load_student`; `config.json` says what it was taught.
+"""
 
 
-class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal"):
+class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card_template=MODEL_CARD):
     """Predicts saliency, as logits over the cells of a patch grid, from a small image.
 
     huggingface_hub's mixin gives it `save_pretrained` (`model.safetensors` and `config.json`, which holds the arguments
@@ -239,6 +246,7 @@ def new_student(architecture: str, grid_size: Sequence[int], *, pretrained: bool
     Raises:
         UserError: see `Student` and `make_backbone`; pretrained weights for an architecture that has none.
     """
+    options = {"input_size": [CELL * cells for cells in grid_size], **options}  # so that its config says it
     if not pretrained:
         return Student(architecture, grid_size, **options)
     if architecture in ARCHITECTURES:
