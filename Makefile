@@ -26,8 +26,9 @@ notebooks: $(INSTALLED)  ## execute the notebooks in place, as they are committe
 lab: $(INSTALLED)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-embedded: $(INSTALLED)  ## train the embedded models again
+embedded: $(INSTALLED)  ## train the embedded models and students again
 	$(BIN)/python -m vitsal.embedded.train --model all
+	$(BIN)/python -m vitsal.embedded.teach
 
 # torch and torchvision come in their newest release; everything else in the versions that were tested
 $(INSTALLED): pyproject.toml constraints.txt

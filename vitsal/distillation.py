@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -163,10 +164,11 @@ class _Training:
             DataLoader(train, part, shuffle=True, drop_last=True),
             DataLoader(validation, part),
         )
-        self.steps = -(-len(self.train) // recipe.accumulate)  # optimizer steps in an epoch
+        self.steps = len(self.train) // recipe.accumulate  # optimizer steps in an epoch
+        self.started = time.monotonic()
         total = self.steps * recipe.epochs
         warmup = {"warmup_t": max(1, round(WARMUP_SHARE * total)), "warmup_prefix": True}
-        self.schedule = CosineLRScheduler(optimizer, total - warmup["warmup_t"], t_in_epochs=False, **warmup)
+        self.schedule = CosineLRScheduler(optimizer, max(1, total - warmup["warmup_t"]), t_in_epochs=False, **warmup)
 
     @property
     def epochs_done(self) -> int:
@@ -189,12 +191,14 @@ class _Training:
         self.train.set_epoch(self.epochs_done)
         losses = []
         for part, (images, maps) in enumerate(self.train):
+            if part >= self.steps * self.recipe.accumulate:
+                continue  # parts that make no whole batch
             step = self.epochs_done * self.steps + part // self.recipe.accumulate
             self.schedule.step_update(step)
             pixels, wanted = self._augment(images, maps, part)
             with self.accelerator.accumulate(self.model):
                 loss = self.loss(self.model(pixels), wanted)
-                self._check_finite(loss, step)
+                self._check_finite(loss, "loss", step)
                 self._update(loss)
             losses.append(loss.detach())
             bar.set_postfix_str(f"loss {loss.item():.3f}{self._last_validation()}", refresh=False)
@@ -212,11 +216,11 @@ class _Training:
         pixels = downsample(pixels, self.student.input_size)
         return jitter_colours(pixels, self.recipe.colours, generator), wanted
 
-    def _check_finite(self, loss: Tensor, step: int) -> None:
-        if not loss.isfinite():
+    def _check_finite(self, values: Tensor, what: str, step: int) -> None:
+        if not values.isfinite().all():
             rate = self.optimizer.param_groups[0]["lr"]
             raise DivergedError(
-                f"The loss became {loss.item()} at step {step}, learning rate {rate:.2g}. What was learnt in "
+                f"The {what} became {values.sum().item()} at step {step}, learning rate {rate:.2g}. What was learnt in "
                 f"{self.epochs_done} whole epochs is kept in {self.checkpoints.folder}; try a lower learning rate."
             )
 
@@ -234,6 +238,7 @@ class _Training:
         values: list[dict[str, Tensor]] = []
         for images, maps in self.validation:
             logits = self.model(downsample(images.float() / 255, self.student.input_size))
+            self._check_finite(logits, "prediction", self.steps * (self.epochs_done + 1))
             values.append(fidelity(*self.accelerator.gather_for_metrics((logits.float(), maps.float()))))
         return {name: torch.cat([batch[name] for batch in values]).mean().item() for name in values[0]}
 
@@ -245,7 +250,7 @@ class _Training:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss": self.mean_loss,
             **self.validate(),
-            "seconds": bar.format_dict["elapsed"],
+            "seconds": time.monotonic() - self.started,
         }
         self.history = pd.concat([self.history, pd.DataFrame([row])], ignore_index=True)
         self.checkpoints.save(self.history, self.student)

@@ -31,7 +31,7 @@ from vitsal.files import check_folder, write_whole
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.identity import data_fingerprint, describe, question_hash
 from vitsal.images import IndexedImages, StreamedImages, batches, spread, warn_of_skipped
-from vitsal.models import denormalize
+from vitsal.models import denormalize, grid_size
 from vitsal.students import downsample
 
 Teacher = RolloutGuide | GradientRolloutGuide
@@ -102,6 +102,9 @@ def cache_maps(
             metadata = {"checksum": _checksum(shard), "skipped": json.dumps(unread)}
             write_whole(path, partial(save_file, shard, metadata=metadata))
         skipped |= json.loads(_metadata(path)["skipped"])
+    if len(skipped) >= total:
+        name, problem = next(iter(skipped.items()))
+        raise UserError(f"None of {len(skipped)} images could be read; the first is {name} ({problem}).")
     warn_of_skipped(skipped)
 
 
@@ -149,7 +152,9 @@ def _compute_shard(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{settings.seed} {view} {first}".encode()))
     device = next(teacher.model.parameters()).device
-    images, maps, skipped = [], [], {}
+    images = [torch.empty(0, 3, *settings.image_size, dtype=torch.uint8)]
+    maps = [torch.empty(0, *grid_size(teacher.model), dtype=torch.float16)]
+    skipped: dict[str, str] = {}
     for batch in samples:
         skipped |= batch.skipped
         if not batch.names:
@@ -160,11 +165,8 @@ def _compute_shard(
         small = denormalize(downsample(seen, settings.image_size), teacher.model)
         images.append((255 * small).round().clamp(0, 255).to("cpu", torch.uint8))
         maps.append(_with_mean_one(teacher(seen)).to("cpu", torch.float16))
-    if not images and not skipped:
+    if len(images) == 1 and not skipped:
         raise UserError(f"The data ended before image {first}: give a limit of at most {first}.")
-    if not images:
-        name, problem = next(iter(skipped.items()))
-        raise UserError(f"None of {len(skipped)} images in a row could be read; the first is {name} ({problem}).")
     return {"images": torch.cat(images), "maps": torch.cat(maps)}, skipped
 
 
@@ -196,6 +198,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {name: shard.get_tensor(name) for name in ("images", "maps")}
 
 
+def _open_shard(path: Path) -> dict[str, Tensor]:
+    try:
+        return _read(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): cache the maps again, which computes it alone.") from error
+
+
 def _checksum(shard: Mapping[str, Tensor]) -> str:
     value = 0
     for name in ("images", "maps"):
@@ -218,7 +227,7 @@ class CachedMaps(Dataset):
     def __init__(self, folder: str | Path, split: str = "all") -> None:
         self.folder = Path(folder)
         paths = sorted(self.folder.glob("view*-*.safetensors"))
-        self.shards = [_read(path) for path in paths]
+        self.shards = [_open_shard(path) for path in paths]
         self.rows = [
             (number, row)
             for number, (path, shard) in enumerate(zip(paths, self.shards, strict=True))
@@ -243,7 +252,11 @@ class CachedMaps(Dataset):
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """What the maps in a folder are of, as `describe_maps` gives it."""
-    return json.loads(Path(folder, SETTINGS).read_text())
+    path = Path(folder, SETTINGS)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} does not tell what the maps there are of ({error}). Name another folder.") from error
 
 
 def _split_of(path: Path, row: int) -> str | None:
