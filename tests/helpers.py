@@ -1,7 +1,12 @@
 """What several test files need besides fixtures."""
 
+import sys
+
+import pytest
 import torch
 from PIL import Image
+
+from vitsal import cli
 
 
 def randomise(model, seed=0):
@@ -55,3 +60,20 @@ def noise_image(path, seed, size=(80, 80)):
     pixels = 255 * torch.rand(5, 5, 3, generator=torch.Generator().manual_seed(seed))
     Image.fromarray(pixels.to(torch.uint8).numpy()).resize(size, Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def failing_command(monkeypatch, capsys, arguments, bars):
+    """Run the command line, which must end with status 2, one paragraph on stderr after progress bars of these names.
+
+    Returns that paragraph. Nothing may be on stdout.
+    """
+    monkeypatch.setattr(sys, "argv", ["vitsal", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert shown.out == ""
+    *before, error = shown.err.splitlines()
+    assert error.startswith("Error: ")
+    assert all(line.startswith(bars) for line in filter(None, before))
+    return error

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import noise_image, randomise, save_image
+from helpers import failing_command, noise_image, randomise, save_image
 from PIL import Image
 from safetensors.torch import save_file
 from test_models import Malicious
@@ -179,19 +179,7 @@ def test_keep_ratios():
 def fail(monkeypatch, capsys):
     """Run the command line, which must end with status 2, one paragraph on stderr, and nothing on stdout."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vitsal", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        shown = capsys.readouterr()
-        assert ended.value.code == 2
-        assert shown.out == ""
-        *before, error = shown.err.splitlines()
-        assert error.startswith("Error: ")
-        assert all(line.startswith(("drop curve:", "rounds:")) for line in filter(None, before))  # progress bars
-        return error
-
-    return run
+    return lambda *arguments: failing_command(monkeypatch, capsys, arguments, bars=("drop curve:", "rounds:"))
 
 
 @pytest.fixture

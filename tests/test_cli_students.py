@@ -11,6 +11,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from helpers import failing_command
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -153,19 +154,7 @@ def test_two_processes_teach_what_one_does(tmp_path, monkeypatch):
 def fail(monkeypatch, capsys):
     """Run the command line, which must end with status 2, one paragraph on stderr, and nothing on stdout."""
 
-    def run(arguments):
-        monkeypatch.setattr(sys, "argv", ["vitsal", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        shown = capsys.readouterr()
-        assert ended.value.code == 2
-        assert shown.out == ""
-        *before, error = shown.err.splitlines()
-        assert error.startswith("Error: ")
-        assert all(line.startswith(("teacher's maps:", "student:")) for line in filter(None, before))  # progress bars
-        return error
-
-    return run
+    return lambda arguments: failing_command(monkeypatch, capsys, arguments, bars=("teacher's maps:", "student:"))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from vitsal.errors import UserError
 from vitsal.files import check_folder, write_whole
+from vitsal.identity import differences
 from vitsal.students import Student, save_student
 
 POINTER = "checkpoint.json"
@@ -67,10 +68,7 @@ class Checkpoints:
         if not path.is_file():
             return pd.DataFrame()
         pointer = json.loads(path.read_text())
-        there, now = pointer["about"], json.loads(json.dumps(self.about))
-        differing = [part for part in now if now[part] != there[part]]
-        if differing:
-            said = "; ".join(f"{part}: {there[part]} there, {now[part]} now" for part in differing)
+        if said := differences(pointer["about"], json.loads(json.dumps(self.about))):
             raise UserError(f"{self.folder} holds another training ({said}). Name another output, or remove it.")
         self.accelerator.load_state(str(self.folder / pointer["state"]))
         return pd.DataFrame(pointer["history"])

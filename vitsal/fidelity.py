@@ -61,9 +61,8 @@ def fidelity(logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
         logits: a student's output, (B, gh, gw).
         reference: the teacher's maps, (B, gh, gw).
     """
-    overlaps = {f"iou_{ratio:.0%}": kept_overlap(logits, reference, ratio) for ratio in KEEP_RATIOS}
     return {
         "kl": divergence(logits, reference),
         "spearman": rank_correlation(logits, reference),
-        **{name.rstrip("%"): values for name, values in overlaps.items()},
+        **{f"iou_{100 * ratio:.0f}": kept_overlap(logits, reference, ratio) for ratio in KEEP_RATIOS},
     }

@@ -9,14 +9,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitsal.attention import attention_gradients, record_attention
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.legacy import legacy_gradient_rollout, legacy_rollout
 from vitsal.models import convert_images, default_readout, denormalize, grid_size
 from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
-from vitsal.students import Student, downsample
+from vitsal.students import Student, downsample, fit_grid
 
 Guide = Callable[[Tensor], Tensor]
 
@@ -215,9 +214,7 @@ class StudentGuide:
 
 
 def _lay_on(saliency: Tensor, size: tuple[int, int]) -> Tensor:
-    if saliency.shape[-2:] == size:
-        return saliency
-    return F.interpolate(saliency[:, None], size, mode="bilinear", antialias=True)[:, 0]
+    return fit_grid(saliency[:, None], size)[:, 0]
 
 
 METHODS = ("rollout", "grad-rollout", "last-attention")  # those that explain a model

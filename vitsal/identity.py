@@ -46,3 +46,9 @@ def data_fingerprint(dataset: IndexedImages | StreamedImages) -> str:
 def question_hash(question: Mapping[str, Any]) -> str:
     """First 10 hexadecimal digits of the SHA-256 of a question, to name files by."""
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the parts in which two questions differ, with both values; '' where they are the same."""
+    parts = sorted(part for part in there.keys() | now.keys() if there.get(part) != now.get(part))
+    return "; ".join(f"{part}: {there.get(part)!r} there, {now.get(part)!r} now" for part in parts)

@@ -29,7 +29,7 @@ from vitsal.augmentation import random_views, warp
 from vitsal.errors import UserError
 from vitsal.files import check_folder, write_whole
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
-from vitsal.identity import data_fingerprint, describe, question_hash
+from vitsal.identity import data_fingerprint, describe, differences, question_hash
 from vitsal.images import IndexedImages, StreamedImages, batches, spread, warn_of_skipped
 from vitsal.models import denormalize, grid_size
 from vitsal.students import downsample
@@ -139,10 +139,7 @@ def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
     if not path.is_file():
         write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1)))
         return
-    there = read_settings(folder)
-    differing = [key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key)]
-    if differing:
-        said = "; ".join(f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now" for key in sorted(differing))
+    if said := differences(read_settings(folder), wanted):
         raise UserError(f"{folder} holds maps made by other settings ({said}). Name another folder, or remove it.")
 
 

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from vitsal.errors import UserError
 from vitsal.files import write_whole
-from vitsal.identity import question_hash
+from vitsal.identity import differences, question_hash
 from vitsal.images import Batch
 
 Predictions = Mapping[tuple[str, float], Sequence[int]]
@@ -97,10 +97,7 @@ class Outcomes:
         write_whole(self.path, lambda path: path.write_text(text))
 
     def _check_same(self, question: Mapping[str, Any]) -> None:
-        asked = json.loads(json.dumps(self.question))
-        differing = [key for key in asked.keys() | question.keys() if asked.get(key) != question.get(key)]
-        if differing:
-            said = "; ".join(f"{key}: {question.get(key)!r} there, {asked.get(key)!r} now" for key in sorted(differing))
+        if said := differences(question, json.loads(json.dumps(self.question))):
             raise UserError(
                 f"{self.path} holds outcomes of another question ({said}). Name another output, or move it."
             )
