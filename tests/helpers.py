@@ -1,6 +1,8 @@
 """What several test files need besides fixtures."""
 
+import io
 import sys
+import tarfile
 
 import pytest
 import torch
@@ -60,6 +62,19 @@ def noise_image(path, seed, size=(80, 80)):
     pixels = 255 * torch.rand(5, 5, 3, generator=torch.Generator().manual_seed(seed))
     Image.fromarray(pixels.to(torch.uint8).numpy()).resize(size, Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def write_shards(samples, folder, shard_size):
+    """Write images and their labels, [(path, label)], in order as WebDataset shards `val-0.tar`, `val-1.tar`, ..."""
+    folder.mkdir(parents=True)
+    for first in range(0, len(samples), shard_size):
+        with tarfile.open(folder / f"val-{first // shard_size}.tar", "w") as tar:
+            for index, (path, label) in enumerate(samples[first : first + shard_size], first):
+                ending = path.suffix.lower().replace("jpeg", "jpg").lstrip(".")
+                for kind, content in [(ending, path.read_bytes()), ("cls", str(label).encode())]:
+                    member = tarfile.TarInfo(f"{index:06d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
 
 
 def failing_command(monkeypatch, capsys, arguments, bars):

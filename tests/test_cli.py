@@ -97,7 +97,7 @@ def drop_curve(folder, checkpoint, output, *more):
 def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide):
     output = tmp_path / "new" / "table.csv"
     shown = drop_curve(folder, checkpoint, output, "--guide", guide, "--keep", "1.0,0.7,0.5", "--limit", "6")
-    assert output.read_text().splitlines()[0] == "target,guide,keep_ratio,n,correct,top1,ci_low,ci_high"
+    assert output.read_text().startswith("target,guide,keep_ratio,n,correct,top1,ci_low,ci_high,minus,difference,")
     table = pd.read_csv(output)
     assert table.keep_ratio.tolist() == [1.0, 0.7, 0.5]
     assert set(table.target) == {MODEL}
@@ -111,25 +111,28 @@ def test_drop_curve_with_another_guide_model_and_batch_size(folder, checkpoint, 
     save_file(randomise(load_model("vitsal_digits_target", pretrained=False)).state_dict(), options[-1])
     options += ["--head-fusion", "max", "--discard-ratio", "0.9", "--keep", "0.3,0.1"]
     for size in (1, 4):
-        drop_curve(folder, checkpoint, tmp_path / f"{size}.csv", *options, "--batch-size", size)
-    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "4.csv").read_bytes()
+        drop_curve(folder, checkpoint, tmp_path / f"{size}" / "t.csv", *options, "--batch-size", size)
+    assert (tmp_path / "1" / "t.csv").read_bytes() == (tmp_path / "4" / "t.csv").read_bytes()
 
 
-def test_drop_curve_again_only_reads_what_is_kept(folder, checkpoint, tmp_path):
+def test_drop_curve_again_only_reads_what_is_kept(folder, checkpoint, tmp_path, monkeypatch):
+    """And what one table needs, another in the same folder has already."""
     drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
     before = (tmp_path / "table.csv").read_bytes()
-    for image in folder.glob("*/*.png"):
-        image.write_text("nothing left to look at")
-    drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
-    assert (tmp_path / "table.csv").read_bytes() == before
+    monkeypatch.setattr("vitsal.evaluation.DropExperiment.predict", None)
+    for name in ("table.csv", "other.csv"):
+        drop_curve(folder, checkpoint, tmp_path / name, "--keep", "0.5")
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_drop_curve_names_its_own_file(folder, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for ratio in ("0.5", "0.3", "0.5"):
-        succeed("drop-curve", "--target", MODEL, "--checkpoint", checkpoint, "--data", folder, "--keep", ratio)
-    tables = list((tmp_path / "runs").glob("*.csv"))
-    assert sorted(pd.read_csv(path).keep_ratio[0] for path in tables) == [0.3, 0.5]
+    for ratio, limit in [("0.5", 4), ("0.3", 4), ("0.5", 4), ("0.5", 5)]:
+        options = ["--target", MODEL, "--checkpoint", checkpoint, "--data", folder, "--keep", ratio, "--limit", limit]
+        succeed("drop-curve", *options)
+    tables = [pd.read_csv(path) for path in (tmp_path / "runs").glob("*.csv")]
+    assert sorted(sorted(table.keep_ratio) for table in tables) == [[0.3, 0.5], [0.5]]
+    assert len(list((tmp_path / "runs").glob("outcomes-*.jsonl"))) == 1  # what is known serves both
 
 
 def test_drop_curve_names_broken_images(folder, checkpoint, tmp_path, picture):
@@ -222,6 +225,36 @@ def test_bad_drop_curve(fail, curve, option, value, said):
     assert said in fail(*curve, option, value)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--limit", "5"], "table.csv holds other results (limit: all there, 5 now), and is left as it is."),
+        (["--discard-ratio", "0.5"], "table.csv holds other results (guide_id of vitsal_digits_guide, rollout: "),
+        (["--checkpoint", "other"], "table.csv holds other results (target_id of vitsal_digits_guide: "),
+        (["--data", "other"], "table.csv holds other results (data_id: "),
+    ],
+)
+def test_a_table_of_other_things_is_left_alone(fail, curve, folder, checkpoint, tmp_path, options, said):
+    """Told before anything is computed."""
+    drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    if options[1] == "other":
+        options[1] = other_of(options[0], folder, tmp_path / "elsewhere")
+    assert said in fail(*curve, *options)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def other_of(option, folder, path):
+    """Other weights, or the same names with other pixels."""
+    path.mkdir()
+    if option == "--checkpoint":
+        save_file(randomise(load_model(MODEL, pretrained=False), seed=9).state_dict(), path / "w.safetensors")
+        return path / "w.safetensors"
+    for number, image in enumerate(sorted(folder.glob("*/*.png"))):
+        noise_image(path / image.relative_to(folder), seed=100 + number)
+    return path
+
+
 def test_no_gpu_here(fail, curve):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -249,14 +282,6 @@ def test_only_broken_images(fail, curve, tmp_path):
 def test_data_with_more_classes_than_the_target(fail, curve, folder):
     save_image(folder / "another" / "image.png")
     assert "The data has class 10, but the target knows classes 0 to 9" in fail(*curve)
-
-
-def test_outcomes_of_another_question(fail, curve, tmp_path):
-    succeed(*curve)
-    kept = tmp_path / "table.outcomes.jsonl"
-    before = kept.read_bytes(), (tmp_path / "table.csv").read_bytes()
-    assert "holds outcomes of another question" in fail(*curve, "--keep", "0.4")
-    assert (kept.read_bytes(), (tmp_path / "table.csv").read_bytes()) == before
 
 
 def test_checkpoint_of_another_model(fail, curve, tmp_path):

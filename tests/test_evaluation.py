@@ -1,17 +1,18 @@
 """The drop experiment: right counts, right intervals, and nothing lost or mixed when a run is killed."""
 
 import copy
-import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import noise_image, randomise
+from helpers import noise_image, randomise, traces, write_shards
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -19,17 +20,11 @@ from vitsal.cli import app
 from vitsal.data import open_data
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError
-from vitsal.evaluation import (
-    check_labels,
-    describe,
-    drop_curve,
-    question_of,
-    write_table,
-)
-from vitsal.guides import AdaptedGuide, CenterGuide, RandomGuide, RolloutGuide
-from vitsal.identity import data_fingerprint, weights_fingerprint
+from vitsal.evaluation import ANY_GUIDE, DropExperiment, Halving, check_labels, drop_curve
+from vitsal.guides import AdaptedGuide, CenterGuide, GradientRolloutGuide, RandomGuide, RolloutGuide
+from vitsal.identity import data_fingerprint, describe, weights_fingerprint
 from vitsal.models import load_model, model_transform
-from vitsal.outcomes import COLUMNS, Outcomes, outcomes_file, summarize, wilson_interval
+from vitsal.outcomes import COLUMNS, summarize, wilson_interval
 
 RATIOS = (1.0, 0.5, 0.1)
 
@@ -51,8 +46,8 @@ def guides(tiny_vit):
 def test_predictions_equal_a_plain_loop_over_single_images(tiny_vit, dataset, guides):
     outcomes = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=5, progress=False)
     samples = [dataset[index] for index in range(13)]
-    assert outcomes.names == [sample.name for sample in samples]
-    assert outcomes.labels == [sample.label for sample in samples] == [0, 0, 1, 1, 2, 2, *range(3, 10)]
+    assert outcomes.names == [dataset.name(sample.index) for sample in samples]
+    assert outcomes.labels.tolist() == [sample.label for sample in samples] == [0, 0, 1, 1, 2, 2, *range(3, 10)]
     assert list(outcomes.predictions) == [(guide, ratio) for guide in guides for ratio in RATIOS]
     for (guide, ratio), predicted in outcomes.predictions.items():
         for sample, prediction in zip(samples, predicted, strict=True):
@@ -99,11 +94,11 @@ def test_skipped_images_are_named_and_not_counted(tiny_vit, dataset, guides, tmp
     (tmp_path / "images" / "1" / "01.png").write_text("these are my notes")
     with pytest.warns(UserWarning, match=r"^1 images could not be read and were skipped: 1/01.png"):
         outcomes = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=1, progress=False)
-    assert outcomes.num_samples == 13
+    assert list(outcomes.skipped) == ["1/01.png"]
     assert set(summarize(outcomes, "tiny").n) == {12}
     broken = whole.names.index("1/01.png")
     for key, predicted in whole.predictions.items():
-        assert outcomes.predictions[key] == predicted[:broken] + predicted[broken + 1 :]
+        assert outcomes.predictions[key].tolist() == np.delete(predicted, broken).tolist()
 
 
 def test_limit(tiny_vit, dataset, guides):
@@ -133,9 +128,19 @@ def test_bad_ratio_stops_before_the_first_image(tiny_vit, dataset, ratio):
         drop_curve(tiny_vit, {"mine": fail}, dataset, [0.5, ratio], progress=False)
 
 
-def test_nothing_to_sum_up():
+def test_nothing_to_sum_up(tiny_vit, dataset, guides, tmp_path):
+    for path in tmp_path.glob("images/*/*.png"):
+        path.write_text("these are my notes")
+    with pytest.warns(UserWarning, match="^13 images could not be read"):
+        outcomes = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False)
     with pytest.raises(UserError, match="No image could be evaluated"):
-        summarize(Outcomes(), "tiny")
+        summarize(outcomes, "tiny")
+
+
+@pytest.mark.parametrize(("guides", "ratios"), [({}, [0.5]), ({"center": CenterGuide((4, 4))}, [])])
+def test_nothing_asked(tiny_vit, dataset, guides, ratios):
+    with pytest.raises(UserError, match="at least one guide and one keep ratio"):
+        drop_curve(tiny_vit, guides, dataset, ratios, progress=False)
 
 
 def test_any_callable_is_a_guide(tiny_vit, dataset):
@@ -148,55 +153,96 @@ def test_any_callable_is_a_guide(tiny_vit, dataset):
     assert outcomes.predictions["mine", 0.25][0] == expected
 
 
-def test_goes_on_from_a_file(tiny_vit, dataset, guides, tmp_path):
-    path, question = tmp_path / "outcomes.jsonl", {"target": "tiny", "keep": list(RATIOS)}
-    whole = drop_curve(
-        tiny_vit, guides, dataset, RATIOS, batch_size=3, outcomes=Outcomes(path, question), progress=False
-    )
-    lines = path.read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 5  # the question, and five batches
+class Counting:
+    """A guide that counts the images it sees."""
 
-    for kept, torn in [(1, ""), (3, ""), (3, lines[3][:40]), (6, "")]:
-        path.write_text("".join(lines[:kept]) + torn)
-        resumed = Outcomes(path, question)
-        assert resumed.num_samples == min(3 * (kept - 1), 13)
-        drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=3, outcomes=resumed, progress=False)
-        assert (resumed.names, resumed.labels, resumed.predictions) == (whole.names, whole.labels, whole.predictions)
-        assert path.read_text() == "".join(lines)
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return images.mean(dim=1)[:, ::16, ::16]
 
 
-def test_goes_on_after_skipped_images(tiny_vit, dataset, guides, tmp_path):
-    for name in ("0/00.png", "2/12.png"):
-        (tmp_path / "images" / name).write_text("these are my notes")
-    path = tmp_path / "outcomes.jsonl"
-    with pytest.warns(UserWarning, match="2 images could not be read"):
-        whole = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=2, outcomes=Outcomes(path), progress=False)
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:4]))
-    with pytest.warns(UserWarning, match="2 images could not be read"):
-        resumed = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=2, outcomes=Outcomes(path), progress=False)
-    assert resumed == whole
+def same(one, other):
+    """Whether two outcomes hold the same names, labels and predictions."""
+    keys = one.predictions.keys() == other.predictions.keys()
+    values = all(np.array_equal(one.predictions[key], other.predictions[key]) for key in one.predictions)
+    return one.names == other.names and np.array_equal(one.labels, other.labels) and keys and values
 
 
-@pytest.mark.parametrize("other", [{"target": "big", "keep": [0.5]}, {"target": "tiny", "keep": [0.5, 0.3]}, {}])
-def test_outcomes_of_another_question_are_refused_and_left_alone(tmp_path, other):
-    path = tmp_path / "outcomes.jsonl"
-    Outcomes(path, {"target": "tiny", "keep": [0.5]})
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=r"outcomes.jsonl holds outcomes of another question \(.*(target|keep): .*now"):
-        Outcomes(path, other)
-    assert path.read_bytes() == before
+def test_every_image_is_embedded_once_and_seen_once_by_each_guide(tiny_vit, dataset):
+    """Sixteen passes of the target, one of its patch embedding; and the model is left as it was."""
+    passes = {"embedding": 0, "target": 0}
+    tiny_vit.patch_embed.proj.register_forward_hook(lambda *_: passes.update(embedding=passes["embedding"] + 1))
+    tiny_vit.norm.register_forward_hook(lambda *_: passes.update(target=passes["target"] + 1))
+    before, guides = traces(tiny_vit), {"a": Counting(), "b": Counting()}
+    drop_curve(tiny_vit, guides, dataset, [0.1 * tenths for tenths in range(2, 10)], batch_size=13, progress=False)
+    assert passes == {"embedding": 1, "target": 16}
+    assert guides["a"].seen == guides["b"].seen == 13
+    assert traces(tiny_vit) == before
 
 
-@pytest.mark.parametrize(
-    "content", ["these are my notes", "notes\n", "[1, 2]\n", '{"names": []}\n', '{"question": {}}\nx\n']
-)
-def test_file_that_holds_no_outcomes_is_refused_and_left_alone(tmp_path, content):
-    path = tmp_path / "notes.txt"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"notes.txt is no outcomes file"):
-        Outcomes(path)
-    assert path.read_text() == content
+def test_a_guide_with_gradients_beside_the_targets_own(tiny_vit, dataset):
+    """It runs the target itself, outside inference mode, between the target's own passes."""
+    guides = {"gradient": GradientRolloutGuide(tiny_vit), "rollout": RolloutGuide(tiny_vit)}
+    together = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False)
+    for name, guide in guides.items():
+        alone = drop_curve(tiny_vit, {name: guide}, dataset, RATIOS, progress=False)
+        for ratio in RATIOS:
+            assert np.array_equal(together.predictions[name, ratio], alone.predictions[name, ratio])
+
+
+def test_what_is_known_is_not_computed_again(tiny_vit, dataset, guides, tmp_path):
+    """New guides, ratios and images are added to what is there; the answers are those of one run in one go."""
+    parts = [
+        ({"center": guides["center"]}, (0.5,), 4),
+        ({"center": guides["center"], "rollout": guides["rollout"]}, (0.5,), 4),
+        ({"rollout": guides["rollout"]}, RATIOS, None),
+        (guides, RATIOS, None),
+    ]
+    for some, ratios, limit in parts:
+        piecewise = drop_curve(
+            tiny_vit, some, dataset, ratios, limit=limit, folder=tmp_path, batch_size=5, progress=False
+        )
+    assert same(piecewise, drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False))
+    (journal,) = tmp_path.glob("outcomes-*.jsonl")
+    before = journal.read_bytes()
+
+    def fail(images, cells):
+        raise AssertionError("computed again")
+
+    known = DropExperiment(tiny_vit, guides, dataset, RATIOS)
+    object.__setattr__(known, "predict", fail)
+    assert same(known.run(folder=tmp_path, progress=False), piecewise)
+    assert journal.read_bytes() == before
+
+
+def test_only_what_is_missing_is_asked_for(tiny_vit, dataset, tmp_path):
+    guides = {"a": Counting()}
+    for ratios, limit, seen in [
+        ((0.5,), 4, 4),
+        ((0.5,), 4, 4),
+        ((1.0, 0.5), 4, 4),
+        ((0.5, 0.3), 4, 8),
+        ((0.5,), 13, 17),
+    ]:
+        experiment = DropExperiment(tiny_vit, guides, dataset, ratios, limit)
+        experiment.guide_ids["a"] = "the same"  # a guide that counts is another one each time
+        experiment.run(folder=tmp_path, progress=False)
+        assert guides["a"].seen == seen
+
+
+def test_goes_on_after_a_kill_at_any_byte(tiny_vit, dataset, guides, tmp_path):
+    whole = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=3, folder=tmp_path, progress=False)
+    (journal,) = tmp_path.glob("outcomes-*.jsonl")
+    content = journal.read_bytes()
+    first_line = content.index(b"\n") + 1
+    for length in [first_line, first_line + 40, len(content) // 2, len(content) - 1, len(content)]:
+        journal.write_bytes(content[:length])
+        resumed = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=3, folder=tmp_path, progress=False)
+        assert same(resumed, whole)
+        assert journal.read_bytes() == content
 
 
 def test_fingerprints_tell_weights_and_data_apart(tiny_vit, dataset, tmp_path):
@@ -205,44 +251,120 @@ def test_fingerprints_tell_weights_and_data_apart(tiny_vit, dataset, tmp_path):
     with torch.no_grad():
         tiny_vit.head.bias[3] += 1e-6
     assert weights_fingerprint(tiny_vit) != before
-    names = data_fingerprint(dataset)
+    same_again = data_fingerprint(open_data(str(tmp_path / "images"), dataset.transform))
+    assert data_fingerprint(dataset) == same_again
+    noise_image(tmp_path / "images" / "0" / "00.png", seed=99)
+    other_pixels = data_fingerprint(dataset)
     noise_image(tmp_path / "images" / "9" / "more.png", seed=1)
-    assert data_fingerprint(open_data(str(tmp_path / "images"), dataset.transform)) != names
+    more = data_fingerprint(open_data(str(tmp_path / "images"), dataset.transform))
+    assert len({same_again, other_pixels, more}) == 3
 
 
-def test_question_changes_with_all_that_could_change_the_answer(tiny_vit, dataset):
-    """And with nothing else: the same question, asked again, finds its file."""
+def test_cells_change_with_all_that_could_change_the_answer(tiny_vit, dataset):
+    """And with nothing else: the same question, asked again, finds its answer."""
 
-    def question(guide=None, ratios=(1.0, 0.5), limit=None):
-        guides = {"mine": guide or RolloutGuide(tiny_vit, "max", 0.9)}
-        return question_of(tiny_vit, guides, dataset, ratios, limit=limit)
+    def cell(guide):
+        return DropExperiment(tiny_vit, {"mine": guide}, dataset, (0.5,)).cells["mine", 0.5]
 
-    first = question()
-    assert question() == first
     other_model = copy.deepcopy(tiny_vit)
     with torch.no_grad():
         other_model.blocks[0].attn.qkv.bias[0] += 0.1
-    others = [
-        question(RolloutGuide(tiny_vit, "mean", 0.9)),
-        question(RolloutGuide(tiny_vit, "max", 0.8)),
-        question(RolloutGuide(other_model, "max", 0.9)),
-        question(AdaptedGuide(RolloutGuide(other_model, "max", 0.9), tiny_vit)),
-        question(RandomGuide((4, 4), seed=0)),
-        question(RandomGuide((4, 4), seed=1)),
-        question(ratios=(1.0, 0.4)),
-        question(limit=5),
+    guides = [
+        RolloutGuide(tiny_vit, "max", 0.9),
+        RolloutGuide(tiny_vit, "mean", 0.9),
+        RolloutGuide(tiny_vit, "max", 0.8),
+        RolloutGuide(other_model, "max", 0.9),
+        AdaptedGuide(RolloutGuide(other_model, "max", 0.9), tiny_vit),
+        RandomGuide((4, 4), seed=0),
+        RandomGuide((4, 4), seed=1),
     ]
-    files = {outcomes_file("runs", asked) for asked in [first, *others]}
-    assert len(files) == 9
-    assert outcomes_file("runs", question()) == outcomes_file("runs", first)
+    assert len({cell(guide) for guide in guides}) == 7
+    assert cell(RolloutGuide(copy.deepcopy(tiny_vit), "max", 0.9)) == cell(guides[0])
+    whole = DropExperiment(tiny_vit, {"mine": guides[0]}, dataset, (1.0,)).cells
+    assert whole == {("mine", 1.0): (ANY_GUIDE, 1.0)}
 
 
-def test_table_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "new" / "table.csv"
-    write_table(pd.DataFrame({"n": [1, 2]}), path)
-    write_table(pd.DataFrame({"n": [3]}), path)
-    assert path.read_text() == "n\n3\n"
-    assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
+@torch.no_grad()
+def test_out_of_memory_halves_the_batch_and_says_so(tiny_vit, dataset, guides, monkeypatch):
+    """A target that takes three images at most, as a small GPU would; the answers are the same."""
+    whole = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False)
+    forward = type(tiny_vit).forward
+
+    def small(model, images):
+        if len(images) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(model, images)
+
+    monkeypatch.setattr(type(tiny_vit), "forward", small)
+    with pytest.warns(UserWarning, match="Out of memory: going on with") as warned:
+        halved = drop_curve(tiny_vit, guides, dataset, RATIOS, batch_size=13, progress=False)
+    said = [str(warning.message) for warning in warned if str(warning.message).startswith("Out")]
+    assert said == [f"Out of memory: going on with {size} images at a time." for size in (6, 3)]
+    assert same(halved, whole)
+
+
+def test_other_errors_and_single_images_are_not_retried():
+    def fail(images):
+        raise RuntimeError(message)
+
+    for message, images in [("shapes differ", torch.zeros(4)), ("CUDA out of memory. Tried", torch.zeros(1))]:
+        with pytest.raises(RuntimeError, match=message):
+            Halving(fail)(images)
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_a_stream_goes_on_and_is_not_read_again(tiny_vit, dataset, guides, tmp_path, limit):
+    pytest.importorskip("webdataset", reason="needs vitsal[hub]")
+    paths = sorted(tmp_path.glob("images/*/*.png"))
+    write_shards([(path, index % 10) for index, path in enumerate(paths)], tmp_path / "shards", shard_size=5)
+    stream = open_data(f"wds/{tmp_path}/shards", dataset.transform, split="val-{0..2}.tar")
+    drop_curve(tiny_vit, guides, stream, (0.5,), limit=6, folder=tmp_path, progress=False)
+    outcomes = drop_curve(tiny_vit, guides, stream, RATIOS, limit=limit, folder=tmp_path, progress=False)
+    assert outcomes.labels.tolist() == [index % 10 for index in range(limit or 13)]
+    whole = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False)
+    for key, predicted in outcomes.predictions.items():
+        assert np.array_equal(predicted, whole.predictions[key][: limit or 13])
+    for path in tmp_path.glob("shards/*.tar"):
+        path.unlink()
+    assert same(drop_curve(tiny_vit, guides, stream, RATIOS, limit=limit, folder=tmp_path, progress=False), outcomes)
+
+
+TWO_PROCESSES = """
+import sys
+from vitsal.cli import app
+folder, shards, checkpoint, made = sys.argv[1:]
+curve = ["drop-curve", "--target", "vitsal_digits_guide", "--checkpoint", checkpoint, "--guide", "random,rollout",
+         "--keep", "1.0,0.5,0.2", "--batch-size", "3"]
+app([*curve, "--data", folder, "-o", f"{made}/folder.csv"], standalone_mode=False)
+app([*curve, "--data", f"wds/{shards}", "--split", "val-{0..2}.tar", "-o", f"{made}/shards.csv"], standalone_mode=False)
+"""
+
+
+def test_two_processes_count_as_one(tmp_path):
+    """Thirteen images in batches of two times three: the last step is padded, and nothing counts twice."""
+    pytest.importorskip("webdataset", reason="needs vitsal[hub]")
+    paths = [tmp_path / "images" / f"{index % 10}" / f"{index:02d}.png" for index in range(13)]
+    for index, path in enumerate(paths):
+        noise_image(path, seed=index, size=(112, 112))
+    write_shards([(path, int(path.parent.name)) for path in sorted(paths)], tmp_path / "shards", shard_size=5)
+    checkpoint, script = tmp_path / "small.safetensors", tmp_path / "script.py"
+    save_file(randomise(load_model("vitsal_digits_guide", pretrained=False)).state_dict(), checkpoint)
+    script.write_text(TWO_PROCESSES)
+    launchers = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]}
+    tables = {}
+    for number, launcher in launchers.items():
+        made = tmp_path / f"made{number}"
+        made.mkdir()
+        arguments = [*launcher, str(script), tmp_path / "images", tmp_path / "shards", checkpoint, made]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        subprocess.run([str(part) for part in arguments], env=environment, check=True, capture_output=True)
+        for data in ("folder", "shards"):
+            tables[data, number] = (made / f"{data}.csv").read_text()
+    assert tables["folder", 1] == tables["folder", 2]
+    assert tables["shards", 1] == tables["shards", 2]
+    counts = [pd.read_csv(tmp_path / "made2" / f"{data}.csv")[COLUMNS] for data in ("folder", "shards")]
+    assert set(counts[0].n) == {13}
+    pd.testing.assert_frame_equal(*counts)
 
 
 def drop_curve_arguments(checkpoint, folder, output):
@@ -252,34 +374,36 @@ def drop_curve_arguments(checkpoint, folder, output):
 
 
 def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
-    """SIGKILL in the middle, as when a machine goes down; the same command again; the table of an undisturbed run."""
+    """SIGKILL at a random moment, as when a machine goes down, three times; then the table of an undisturbed run."""
     for index in range(60):
         noise_image(tmp_path / "images" / f"{index % 10}" / f"{index:02d}.png", seed=index, size=(112, 112))
     checkpoint = tmp_path / "small.safetensors"
     save_file(randomise(load_model("vitsal_digits_guide", pretrained=False)).state_dict(), checkpoint)
-    disturbed, undisturbed = tmp_path / "disturbed.csv", tmp_path / "undisturbed.csv"
-    kept = tmp_path / "disturbed.outcomes.jsonl"
+    disturbed, undisturbed = tmp_path / "disturbed" / "t.csv", tmp_path / "undisturbed" / "t.csv"
 
-    arguments = drop_curve_arguments(checkpoint, tmp_path / "images", disturbed)
-    with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen([sys.executable, "-m", "vitsal.cli", *arguments], stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
-    while (not kept.exists() or kept.read_text().count("\n") < 5) and time.monotonic() < deadline:
-        assert run.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.005)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    lines = kept.read_text().count("\n")
-    assert 5 <= lines < 61  # in the middle of its work
-    assert not disturbed.exists()
+    def lines():
+        return sum(path.read_text().count("\n") for path in disturbed.parent.glob("outcomes-*.jsonl"))
+
+    arguments, dice = drop_curve_arguments(checkpoint, tmp_path / "images", disturbed), random.Random(0)
+    for kill in range(3):
+        enough = lines() + dice.randint(2, 12)
+        with (tmp_path / f"log{kill}").open("w") as log:
+            run = subprocess.Popen([sys.executable, "-m", "vitsal.cli", *arguments], stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while lines() < enough and time.monotonic() < deadline:
+            assert run.poll() is None, (tmp_path / f"log{kill}").read_text()
+            time.sleep(0.005)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        assert enough <= lines() < 61  # in the middle of its work
+        assert not disturbed.exists()
 
     for output in (disturbed, undisturbed):
         result = CliRunner().invoke(app, drop_curve_arguments(checkpoint, tmp_path / "images", output))
         assert result.exit_code == 0, result.output
     assert disturbed.read_bytes() == undisturbed.read_bytes()
+    assert disturbed.with_suffix(".parquet").read_bytes() == undisturbed.with_suffix(".parquet").read_bytes()
     assert set(pd.read_csv(disturbed).n) == {60}
-    names = [name for line in kept.read_text().splitlines()[1:] for name in json.loads(line)["names"]]
-    assert len(names) == len(set(names)) == 60
 
 
 def test_unlabelled_data_is_refused(tiny_vit):
@@ -287,10 +411,20 @@ def test_unlabelled_data_is_refused(tiny_vit):
         check_labels(torch.tensor([3, -1]), tiny_vit)
 
 
-def test_a_plain_function_is_described_by_its_name(tiny_vit):
-    described = describe({"x": 1}), describe(random_like)
-    assert described == ({"x": 1}, f"{__name__}.random_like")
+def test_strict_stops_at_the_first_broken_image(tiny_vit, dataset, guides, tmp_path):
+    (tmp_path / "images" / "1" / "01.png").write_text("these are my notes")
+    with pytest.raises(UserError, match=r"1/01.png cannot be read as an image"):
+        drop_curve(tiny_vit, guides, dataset, RATIOS, strict=True, progress=False)
 
 
-def random_like(images):
-    return torch.rand(len(images), 4, 4)
+def test_a_guide_that_cannot_be_told_apart_is_never_taken_for_another(tiny_vit, dataset, tmp_path):
+    """Two functions of one name, as whoever edits a cell of a notebook has them."""
+
+    def curve(saliency):
+        guides = {"mine": lambda images: saliency.expand(len(images), -1, -1)}
+        return drop_curve(tiny_vit, guides, dataset, [0.25], folder=tmp_path, progress=False)
+
+    top, bottom = torch.arange(16.0).view(1, 4, 4).flip(1, 2), torch.arange(16.0).view(1, 4, 4)
+    assert not same(curve(top), curve(bottom))
+    assert describe(curve) != describe(curve)
+    assert describe({"x": 1}) == {"x": 1}

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.models.beit import Beit
 
 from vitsal.attention import record_attention
-from vitsal.dropping import forward_kept, gather_tokens, keep_patches, top_k_patches
+from vitsal.dropping import embed_once, forward_kept, gather_tokens, keep_patches, top_k_patches
 from vitsal.errors import UserError
 from vitsal.guides import AdaptedGuide, GradientRolloutGuide, LastAttentionGuide, RolloutGuide
 from vitsal.models import default_readout, grid_size, load_model, model_transform
@@ -129,6 +129,17 @@ def test_saliency(family, model, images, make):
 def test_keeping_everything_is_the_untouched_model(model, images):
     everything = torch.arange(model.patch_embed.num_patches).expand(3, -1)
     assert_close(forward_kept(model, images, everything), model(images))
+
+
+@torch.no_grad()
+def test_embedding_once_changes_nothing(model, images):
+    keeps = [different_patches(model, images) for _ in range(2)]
+    before, apart = traces(model), [forward_kept(model, images, keep) for keep in keeps]
+    with embed_once(model, images):
+        together = [forward_kept(model, images, keep) for keep in keeps]
+        assert torch.equal(model(images), model(torch.zeros_like(images)))  # these images alone
+    assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
+    assert traces(model) == before
 
 
 def masked_like(model, images, keep):

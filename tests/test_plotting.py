@@ -9,11 +9,14 @@ from PIL import Image
 
 from vitsal.outcomes import COLUMNS
 from vitsal.plotting import (
+    COLOURS,
     hide_dropped,
     overlay,
+    plot_accuracy_against_throughput,
     plot_drop_curves,
     plot_learning_curves,
     plot_published,
+    plot_speedups,
     save_figure,
     scale_map,
     show_pictures,
@@ -119,6 +122,81 @@ def test_published_curves():
     _, axis = plt.subplots()
     plot_published(axis, pd.DataFrame({"guide": ["a", "a"], "drop_percent": [0, 50], "top1": [0.8, 0.5]}), {"a": 2})
     assert np.allclose(axis.get_lines()[0].get_xydata(), [(0, 80), (50, 50)])
+
+
+@pytest.fixture
+def costs():
+    """Two guides at three keep ratios, in no order, as `pipeline_cost` gives them (the columns that are drawn)."""
+    rows = [
+        ["none", 1.0, 100, 1.0, 1.0, 1.0, 1.0],
+        ["student", 0.25, 300, 3.0, 2.5, 3.2, 3.9],
+        ["student", 0.7, 140, 1.4, 1.3, 1.6, 1.5],
+        ["rollout", 0.7, 60, 0.6, 0.5, 0.7, 0.61],
+        ["rollout", 0.25, 80, 0.8, 0.7, 0.9, 0.81],
+    ]
+    columns = ["guide", "keep_ratio", "images_per_s", "speedup", "speedup_low", "speedup_high", "limit"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_speedups_draw_the_costs(costs):
+    _, axis = plt.subplots()
+    plot_speedups(axis, costs, {"rollout": 0, "student": 2})
+    student, limit, rollout, other_limit, *_ = axis.get_lines()
+    assert np.allclose(student.get_xydata(), [(75, 3), (30, 1.4)])
+    assert np.allclose(limit.get_xydata(), [(75, 3.9), (30, 1.5)])
+    assert np.allclose(rollout.get_xydata(), [(75, 0.8), (30, 0.6)])
+    assert (student.get_linestyle(), limit.get_linestyle()) == ("-", "--")
+    assert student.get_color() == limit.get_color() == COLOURS[2]
+    assert rollout.get_color() == other_limit.get_color() == COLOURS[0]
+    band = axis.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in band.round(6)} == {(75, 2.5), (75, 3.2), (30, 1.3), (30, 1.6)}
+    shown = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert shown == ["student", "rollout", "limit by operations"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("patches dropped (%)", "speed-up (times)")
+
+
+def points_and_reach(container):
+    """A curve with error bars: its points, and the ends of each bar, [[x, low, high], ...]."""
+    line, _, (bars,) = container
+    return line.get_xydata(), [(bar[0, 0], *bar[:, 1]) for bar in bars.get_segments()]
+
+
+def test_accuracy_against_throughput(costs):
+    """Matched to a whole percent; the untouched target has any guide's accuracy at keep ratio 1."""
+    rows = [
+        ["t", "random", 1.0, 10, 9, 0.9, 0.8, 0.95],  # costs nothing that was measured: left out
+        ["t", "random", 0.25, 10, 1, 0.1, 0.0, 0.3],
+        ["t", "rollout", 0.25, 10, 5, 0.5, 0.4, 0.6],
+        ["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8],
+        ["t", "student", 0.1, 10, 2, 0.2, 0.1, 0.4],  # nor this
+        ["t", "student", 0.7 + 1e-9, 10, 8, 0.8, 0.6, 0.9],
+        ["t", "student", 1.0, 10, 9, 0.9, 0.8, 0.95],
+    ]
+    _, axis = plt.subplots()
+    styles = {"random": 0, "student": 1, "rollout": 2}
+    plot_accuracy_against_throughput(axis, pd.DataFrame(rows, columns=COLUMNS), costs, styles)
+    drawn = {container.get_label(): container for container in axis.containers}
+    assert set(drawn) == {"untouched target", "student", "rollout"}
+    for name, points, reach in [
+        ("untouched target", [(100, 90)], [(100, 80, 95)]),
+        ("student", [(140, 80), (300, 70)], [(140, 60, 90), (300, 55, 80)]),
+        ("rollout", [(80, 50)], [(80, 40, 60)]),
+    ]:
+        assert np.allclose(points_and_reach(drawn[name])[0], points)
+        assert np.allclose(points_and_reach(drawn[name])[1], reach)
+    star = drawn["untouched target"][0]
+    assert (star.get_marker(), star.get_color()) == ("*", "black")
+    assert [drawn[name][0].get_color() for name in ("student", "rollout")] == list(COLOURS[1:3])
+    assert [(text.get_text(), *text.xy) for text in axis.texts] == [("30 %", 140, 80), ("75 %", 300, 70)]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("throughput (images/s)", "top-1 accuracy (%)")
+
+
+def test_two_costs_of_one_point_are_refused(costs):
+    """Of two batch sizes, say: the curve would go back and forth."""
+    table = pd.DataFrame([["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8]], columns=COLUMNS)
+    _, axis = plt.subplots()
+    with pytest.raises(ValueError, match="not unique"):
+        plot_accuracy_against_throughput(axis, table, pd.concat([costs, costs]), {"student": 0})
 
 
 def test_learning_curves():

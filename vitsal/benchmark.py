@@ -1,10 +1,11 @@
-"""What rollout costs, and what dropping patches saves: alternating runs in one process, medians."""
+"""What guides cost, and what dropping patches saves: alternating runs in one process, medians."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,19 +16,25 @@ from tqdm import tqdm
 
 from vitsal.attention import attention_of, fused_attention
 from vitsal.dropping import forward_kept, top_k_patches
-from vitsal.guides import GradientRolloutGuide, RandomGuide, RolloutGuide, StudentGuide
-from vitsal.models import grid_size
+from vitsal.errors import UserError, check_choice
+from vitsal.guides import GradientRolloutGuide, Guide, RandomGuide, RolloutGuide, StudentGuide
+from vitsal.models import grid_size, input_size
+from vitsal.processes import device_name
 from vitsal.students import Student
+
+PLAIN = "none"  # in the place of a guide: the untouched target
+PRECISIONS = ("float32", "bfloat16")
+Name = TypeVar("Name", bound=Hashable)
 
 
 def time_alternating(
-    functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, np.ndarray]:
+    functions: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[Name, np.ndarray]:
     """Time functions in turn, round after round, so that a machine's drift meets all alike: name -> (repeats,) seconds.
 
     One round of warm-up is not counted. The device is waited for before and after each call.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[Name, list[float]] = {name: [] for name in functions}
     for number in tqdm(range(repeats + 1), desc="rounds", mininterval=1):
         for name, function in functions.items():
             _wait_for(device)
@@ -87,33 +94,90 @@ def rollout_cost(
     return pd.DataFrame(rows)
 
 
-def dropping_speedup(
-    model: nn.Module, batch_size: int = 8, keep_ratios: Sequence[float] = (0.5, 0.25), *, repeats: int = 9
+def pipeline_cost(
+    target: nn.Module,
+    guides: Mapping[str, Guide],
+    keep_ratios: Sequence[float],
+    *,
+    batch_size: int = 8,
+    repeats: int = 9,
+    precision: str = "float32",
 ) -> pd.DataFrame:
-    """Speed-up of a target that sees a part of its patches, beside the ratio of floating-point operations.
+    """Time of the whole pipeline (guide, choice of patches, target on those alone) against the untouched target.
 
-    The patches are chosen beforehand: this is the target's cost alone, without a guide's.
+    All see the same images, in turn (`time_alternating`), and each round's times are compared with each other only.
+
+    Args:
+        target: a timm ViT in eval mode; the untouched one keeps its fused attention, as timm runs it.
+        guides: name -> guide for images prepared for `target`; a student's downsampling is a part of it.
+        keep_ratios: fractions of patches kept, each in (0, 1]. At 1 there is nothing to choose: no guide runs, it is
+            the untouched target, which is always there.
+        batch_size, repeats: images per call, and rounds.
+        precision: "float32", or "bfloat16" by autocast around everything, the untouched target included.
 
     Returns:
-        One row per keep ratio: median seconds, fastest and slowest; operations per image; speed-up (median over rounds)
-        and its limit, both against the untouched model with fused attention; and the share of the limit reached.
+        One row per guide and keep ratio after the untouched target's (guide "none", keep ratio 1). Columns: guide,
+        keep_ratio, batch_size, precision, device; median_s, fastest_s, slowest_s, per batch; images_per_s, from the
+        median; gflop_per_image, guide included; speedup, the untouched target's time over this one's in the same round,
+        median over rounds, with its 25 % and 75 % quantiles speedup_low and speedup_high; limit, the speed-up if time
+        went as operations do; share_of_limit, speedup / limit.
+
+    Raises:
+        UserError: unknown precision, a guide named "none", or a keep ratio outside (0, 1].
     """
-    images = example_images(model, batch_size)
-    saliency = RandomGuide(grid_size(model))(images)
-    keeps = {ratio: top_k_patches(saliency, ratio) for ratio in keep_ratios}
-    tasks = {1.0: lambda: model(images)} | {
-        ratio: partial(forward_kept, model, images, keep) for ratio, keep in keeps.items()
+    check_choice("precision", precision, PRECISIONS)
+    if PLAIN in guides:
+        raise UserError(f"{PLAIN!r} stands for the untouched target in the table; name the guide otherwise.")
+    images = example_images(target, batch_size)
+    tasks = {(PLAIN, 1.0): partial(target, images)} | {
+        (name, ratio): partial(_run_pipeline, target, guide, ratio, images)
+        for name, guide in guides.items()
+        for ratio in keep_ratios
+        if ratio != 1
     }
-    seconds = time_alternating(tasks, repeats, images.device)
-    operations = {ratio: count_operations(task) / batch_size for ratio, task in tasks.items()}
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    tasks = {key: autocast(task) for key, task in tasks.items()}
+    setting = {"batch_size": batch_size, "precision": precision, "device": device_name(images.device)}
+    return _cost_table(tasks, time_alternating(tasks, repeats, images.device), setting)
+
+
+def _run_pipeline(target: nn.Module, guide: Guide, keep_ratio: float, images: Tensor) -> Tensor:
+    return forward_kept(target, images, top_k_patches(guide(images), keep_ratio))
+
+
+def _cost_table(
+    tasks: Mapping[tuple[str, float], Callable[[], object]],
+    seconds: Mapping[tuple[str, float], np.ndarray],
+    setting: Mapping[str, object],
+) -> pd.DataFrame:
+    """The table of `pipeline_cost` from (guide, keep ratio) -> task; all are measured by the first of the tasks."""
+    gflop = {key: gflop_per_image(task, setting["batch_size"]) for key, task in tasks.items()}
+    plain = next(iter(tasks))
     rows = []
-    for ratio, values in seconds.items():
-        speedup, limit = np.median(seconds[1.0] / values), operations[1.0] / operations[ratio]
+    for key, values in seconds.items():
+        low, speedup, high = np.quantile(seconds[plain] / values, [0.25, 0.5, 0.75])
+        limit = gflop[plain] / gflop[key]
         rows.append(
-            {"keep_ratio": ratio, **spread_of(values), "gflop_per_image": operations[ratio] / 1e9}
-            | {"speedup": speedup, "limit": limit, "share_of_limit": speedup / limit}
+            {"guide": key[0], "keep_ratio": key[1], **setting, **spread_of(values)}
+            | {"images_per_s": setting["batch_size"] / np.median(values), "gflop_per_image": gflop[key]}
+            | {"speedup": speedup, "speedup_low": low, "speedup_high": high}
+            | {"limit": limit, "share_of_limit": speedup / limit}
         )
     return pd.DataFrame(rows)
+
+
+def dropping_speedup(
+    target: nn.Module,
+    batch_size: int = 8,
+    keep_ratios: Sequence[float] = (0.5, 0.25),
+    *,
+    repeats: int = 9,
+    precision: str = "float32",
+) -> pd.DataFrame:
+    """Speed-up of the target alone: `pipeline_cost` of a guide whose map is there beforehand, and so costs nothing."""
+    saliency = RandomGuide(grid_size(target))(example_images(target, batch_size))
+    guides = {"chosen beforehand": lambda images: saliency}
+    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, repeats=repeats, precision=precision)
 
 
 def student_cost(
@@ -131,7 +195,7 @@ def student_cost(
     }
     seconds = time_alternating(tasks, repeats, images.device)
     rows = [
-        {"task": task, **spread_of(seconds[task]), "gflop_per_image": count_operations(function) / batch_size / 1e9}
+        {"task": task, **spread_of(seconds[task]), "gflop_per_image": gflop_per_image(function, batch_size)}
         | {"share_of_target": np.median(seconds[task] / seconds["target"])}
         for task, function in tasks.items()
     ]
@@ -146,6 +210,11 @@ def count_operations(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def gflop_per_image(function: Callable[[], object], batch_size: int) -> float:
+    """Thousand million operations (`count_operations`) for each image of the batch that one call works on."""
+    return count_operations(function) / batch_size / 1e9
+
+
 def spread_of(seconds: np.ndarray) -> dict[str, float]:
     """Median, fastest and slowest of the runs, in seconds."""
     return {"median_s": np.median(seconds), "fastest_s": seconds.min(), "slowest_s": seconds.max()}
@@ -154,5 +223,5 @@ def spread_of(seconds: np.ndarray) -> dict[str, float]:
 def example_images(model: nn.Module, batch_size: int) -> Tensor:
     """Random images of the model's input size, on its device, (B, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, 3, *model.patch_embed.img_size, generator=generator)
+    images = torch.randn(batch_size, 3, *input_size(model), generator=generator)
     return images.to(next(model.parameters()).device)

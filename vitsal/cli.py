@@ -12,11 +12,12 @@ from matplotlib.backend_bases import FigureCanvasBase
 from torch import nn
 
 from vitsal import benchmark as benchmarks
-from vitsal import evaluation, runs
+from vitsal import results, runs
 from vitsal.comparison import recovered_share
 from vitsal.data import open_data
-from vitsal.distillation import Recipe, distill, make_accelerator
+from vitsal.distillation import Recipe, accelerator_for, distill
 from vitsal.errors import UserError, check_choice
+from vitsal.evaluation import DropExperiment
 from vitsal.guides import GUIDES, METHODS, make_guide
 from vitsal.images import open_image
 from vitsal.losses import LOSSES
@@ -35,8 +36,9 @@ from vitsal.options import (
     parse_ratios,
     parse_run_arguments,
 )
-from vitsal.outcomes import Outcomes, outcomes_file, summarize
+from vitsal.outcomes import COLUMNS, Outcomes
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
+from vitsal.processes import make_accelerator
 from vitsal.students import ARCHITECTURES, CELL, Student, load_student, new_student
 
 BENCHMARKS = ("rollout", "dropping", "student")
@@ -97,15 +99,17 @@ def drop_curve(
     strict: Annotated[bool, typer.Option(help="Stop at an image that cannot be read, instead of skipping it.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Table to write, CSV; runs/drop-curve-<question>.csv by default."),
+        typer.Option("--output", "-o", help="Table to write or add to, *.csv; runs/drop-curve-<hash>.csv by default."),
     ] = None,
 ) -> None:
     """Accuracy of a target that sees only the patches a guide chooses, for each keep ratio.
 
-    Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on.
+    Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
+    is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
     ratios = parse_ratios(keep)
-    where = find_device(device)
+    accelerator = make_accelerator()
+    where = accelerator.device if device == "auto" else find_device(device)
     vit = load_model(target, checkpoint, device=where)
     same_model = guide_model in (None, target) and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else load_model(guide_model or target, guide_checkpoint, device=where)
@@ -114,29 +118,25 @@ def drop_curve(
     names = [name.strip() for name in guide.split(",")]
     choosers = {name: make_guide(name, vit, model=inner, student=pupil, seed=seed, **options) for name in names}
     dataset = open_data(data, model_transform(vit), split=split)
-    question = {**evaluation.question_of(vit, choosers, dataset, ratios, limit=limit), "source": [data, split]}
-    path = output.with_suffix(".outcomes.jsonl") if output else outcomes_file("runs", question)
-    kept = Outcomes(path, question)
-    evaluation.drop_curve(
-        vit,
-        choosers,
-        dataset,
-        ratios,
-        batch_size=batch_size,
-        limit=limit,
-        num_workers=num_workers,
-        strict=strict,
-        outcomes=kept,
-    )
-    table = summarize(kept, target)
-    written = output or path.with_suffix("").with_suffix(".csv")
-    evaluation.write_table(table, written)
-    print(table.to_string(index=False, float_format="{:.4f}".format))
-    if {"random", "rollout", "student"} <= choosers.keys():
-        for ratio in (ratio for ratio in ratios if ratio < 1):
-            share = recovered_share(kept, "student", ratio, chance="random", ideal="rollout")
+    experiment = DropExperiment(vit, choosers, dataset, tuple(ratios), limit)
+    identity = results.identity_table(experiment.about, target)
+    path = output or results.results_file("runs", "drop-curve", identity)
+    results.check_same(results.read_results(path), identity, path)
+    outcomes = experiment.run(folder=path.parent, batch_size=batch_size, num_workers=num_workers, strict=strict)
+    if accelerator.is_main_process:
+        table = results.results_table(outcomes, target)
+        results.add_results(table, path)
+        print(table[[*COLUMNS, *results.DIFFERENCE]].to_string(index=False, float_format="{:.4f}".format))
+        print_shares(outcomes, ratios)
+        print(path)
+
+
+def print_shares(outcomes: Outcomes, keep_ratios: list[float]) -> None:
+    """Tell the share of the gap between random and rollout that a student recovers, where all three were asked for."""
+    if {"random", "rollout", "student"} <= set(outcomes.guides):
+        for ratio in (ratio for ratio in keep_ratios if ratio < 1):
+            share = recovered_share(outcomes, "student", ratio, chance="random", ideal="rollout")
             print("keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(ratio, *share))
-    print(written)
 
 
 @app.command()
@@ -177,7 +177,7 @@ def train_student(
         loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         geometry=geometry and not views, accumulate=accumulate, patience=patience, seed=seed,
     )  # fmt: skip
-    accelerator = make_accelerator(recipe)
+    accelerator = accelerator_for(recipe)
     vit = load_model(teacher, checkpoint, device=accelerator.device)
     explainer = make_guide(
         check_choice("method", method, TEACHERS),

@@ -36,19 +36,29 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
     """
     if source == "digits":
         scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
-        return IndexedImages(scenes.__getitem__, scenes.filename, len(scenes), transform)
+        return IndexedImages(scenes.__getitem__, scenes.filename, len(scenes), transform, source=f"digits, {split}")
     if source == "imagenette":
-        return _open_folder(_imagenette(split), transform)
+        return _open_folder(_imagenette(split), transform, f"imagenette, {split}")
     if source.startswith(STREAMS):
-        stream = _open_timm(source, create_dataset, split, transform=transform, is_training=False)
-        return StreamedImages(stream, f"{source}, {split}")
+        return _open_stream(source, transform, split)
     if source.startswith("hfds/"):
         reader = _open_timm(source, create_reader, split)
-        return IndexedImages(reader.__getitem__, reader.filename, len(reader), transform)
-    return _open_folder(Path(source), transform)
+        name = f"{source}, {split}"
+        return IndexedImages(reader.__getitem__, reader.filename, len(reader), transform, source=name)
+    return _open_folder(Path(source), transform, source)
 
 
-def _open_folder(path: Path, transform: Transform) -> IndexedImages:
+def _open_stream(source: str, transform: Transform, split: str) -> StreamedImages:
+    """Every process gets the whole stream: who takes which batch, and that none is counted twice, is up to accelerate.
+
+    Left alone, timm gives each process its share of the shards, rounded so that samples are lost or repeated.
+    """
+    stream = _open_timm(source, create_dataset, split, transform=transform, is_training=False)
+    stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
+    return StreamedImages(stream, f"{source}, {split}")
+
+
+def _open_folder(path: Path, transform: Transform, source: str) -> IndexedImages:
     if not path.exists():
         raise UserError(
             f"There is no data at {str(path)!r}. Give a folder with one folder of images per class, a tar file, "
@@ -61,9 +71,8 @@ def _open_folder(path: Path, transform: Transform) -> IndexedImages:
     class_to_idx = reader.class_name_to_idx if path.is_file() else reader.class_to_idx  # timm's tar and folder readers
     if "" in class_to_idx:
         raise UserError(f"{path} holds images that lie in no class folder; their class is the name of their folder.")
-    return IndexedImages(
-        reader.__getitem__, reader.filename, len(reader.samples), transform, imagenet_labels(class_to_idx)
-    )
+    labels = imagenet_labels(class_to_idx)
+    return IndexedImages(reader.__getitem__, reader.filename, len(reader.samples), transform, labels, source)
 
 
 def imagenet_labels(class_to_idx: dict[str, int]) -> dict[int, int] | None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
+from accelerate import Accelerator, DataLoaderConfiguration
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -29,6 +26,7 @@ from vitsal.fidelity import fidelity
 from vitsal.identity import question_hash
 from vitsal.losses import LOSSES
 from vitsal.maps import CachedMaps, read_settings
+from vitsal.processes import make_accelerator
 from vitsal.students import Student, downsample
 
 WARMUP_SHARE = 0.05  # of all steps
@@ -74,23 +72,12 @@ class DivergedError(UserError):
     """The loss is no finite number any more; the message says where, and what is left."""
 
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Hugging Face accelerate for a recipe; processes, device and precision are the launcher's.
-
-    A batch is split over the processes, so that the recipe means the same on any number of them.
-    """
-    accelerator = Accelerator(
+def accelerator_for(recipe: Recipe) -> Accelerator:
+    """Accelerate for a recipe: a batch is split over the processes, so that it means the same on any number of them."""
+    return make_accelerator(
         gradient_accumulation_steps=recipe.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=recipe.seed),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # one may compute maps for long
     )
-    if accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        warnings.warn(
-            "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless through mpirun. "
-            "Use ACCELERATE_USE_CPU=true torchrun --nproc-per-node N ... instead.",
-            stacklevel=2,
-        )
-    return accelerator
 
 
 def distill(
@@ -112,7 +99,7 @@ def distill(
         maps: folder that `cache_maps` filled.
         output: folder for student, history and checkpoint.
         recipe: how to train.
-        accelerator: see `make_accelerator`, the default.
+        accelerator: see `accelerator_for`, the default.
         on_epoch: called with the history after each epoch, and at once where there are epochs to go on from.
         progress: show a bar.
 
@@ -125,7 +112,7 @@ def distill(
             another training.
         DivergedError: the loss is no finite number.
     """
-    training = _Training(student, Path(maps), Path(output), recipe, accelerator or make_accelerator(recipe))
+    training = _Training(student, Path(maps), Path(output), recipe, accelerator or accelerator_for(recipe))
     training.resume()
     if training.epochs_done:
         on_epoch(training.history)

@@ -69,6 +69,20 @@ def forward_kept(model: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
         return model(images)
 
 
+@contextmanager
+def embed_once(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+    """Inside this context `model` runs on these images alone, (B, 3, H, W), and embeds their patches only once.
+
+    For many forward passes that differ only in the patches kept.
+    """
+    embedded = model.patch_embed(images)
+    model.patch_embed.forward = lambda images: embedded
+    try:
+        yield model
+    finally:
+        del model.patch_embed.forward
+
+
 class _KeepPatches(nn.Module):
     """Stands in for timm's PatchDropout: keeps the given patches instead of random ones."""
 

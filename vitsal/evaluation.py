@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import timm
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitsal.dropping import forward_kept, top_k_patches
+import vitsal
+from vitsal.dropping import embed_once, forward_kept, top_k_patches
 from vitsal.errors import UserError, check_number
-from vitsal.files import write_whole
 from vitsal.guides import Guide
-from vitsal.identity import data_fingerprint, describe
-from vitsal.images import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
+from vitsal.identity import data_fingerprint, describe, question_hash
+from vitsal.images import IndexedImages, StreamedImages, image_loader, spread, warn_of_skipped
+from vitsal.journal import UNREADABLE, Cell, Journal, Row, journal_file
 from vitsal.outcomes import Outcomes
+from vitsal.processes import device_name, make_accelerator
+
+ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever chooses
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # accelerate's names
 
 
 def drop_curve(
@@ -27,71 +37,227 @@ def drop_curve(
     dataset: IndexedImages | StreamedImages,
     keep_ratios: Sequence[float],
     *,
-    batch_size: int = 32,
     limit: int | None = None,
-    num_workers: int = 0,
-    strict: bool = False,
-    outcomes: Outcomes | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> Outcomes:
     """Let each guide choose the patches that the target sees, for each keep ratio, and note what it predicts.
 
-    Each image is loaded once and each guide sees it once. Images that cannot be read are skipped and named at the end.
+    `DropExperiment(target, guides, dataset, keep_ratios, limit).run(**options)`; see there.
+    """
+    return DropExperiment(target, guides, dataset, tuple(keep_ratios), limit).run(**options)
+
+
+@dataclass(frozen=True)
+class DropExperiment:
+    """What is asked: how well a target does on a data set, for each guide and keep ratio.
 
     Args:
         target: a timm ViT in eval mode.
         guides: name -> guide for images prepared for `target`.
         dataset: as `open_data` returns it, with the target's transform.
         keep_ratios: fractions of patches kept, each in (0, 1].
-        batch_size, limit, num_workers, strict: see `vitsal.images.batches`.
-        outcomes: where to keep the results, and to go on from; in memory only by default.
-        progress: show a bar.
+        limit: number of samples, spread evenly over an indexed data set, the first of a stream; None takes all.
 
     Raises:
-        UserError: a keep ratio outside (0, 1], a label that the target does not have, or, with `strict`, an image that
-            cannot be read.
+        UserError: no guide, no keep ratio, or one outside (0, 1].
     """
-    for ratio in keep_ratios:
-        check_number("keep ratio", ratio, 0, 1, open_end="low")
-    outcomes = Outcomes() if outcomes is None else outcomes
-    todo = batches(dataset, batch_size, first=outcomes.num_samples, limit=limit, num_workers=num_workers, strict=strict)
-    total = limit if isinstance(dataset, StreamedImages) else len(spread(len(dataset), limit))
-    with tqdm(
-        total=total, initial=outcomes.num_samples, unit="image", mininterval=1, disable=not progress, desc="drop curve"
-    ) as bar:
-        for batch in todo:
-            outcomes.add(batch, predict_batch(target, guides, batch, keep_ratios) if batch.names else {})
-            bar.update(batch.num_samples)
-    warn_of_skipped(outcomes.skipped)
-    return outcomes
+
+    target: nn.Module
+    guides: Mapping[str, Guide]
+    dataset: IndexedImages | StreamedImages
+    keep_ratios: tuple[float, ...]
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.guides or not self.keep_ratios:
+            raise UserError("A drop curve needs at least one guide and one keep ratio.")
+        for ratio in self.keep_ratios:
+            check_number("keep ratio", ratio, 0, 1, open_end="low")
+
+    @cached_property
+    def guide_ids(self) -> dict[str, str]:
+        """Guide's name -> hash of its kind, weights and settings."""
+        return {name: question_hash({"guide": describe(guide)}) for name, guide in self.guides.items()}
+
+    @cached_property
+    def subject(self) -> dict[str, str]:
+        """What predictions are about: only those of one subject are kept in one journal."""
+        precision = PRECISIONS.get(make_accelerator().mixed_precision, make_accelerator().mixed_precision)
+        return {"target": describe(self.target), "data": data_fingerprint(self.dataset), "precision": precision}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All that identifies the results, for the results table."""
+        return {
+            "target_id": self.subject["target"],
+            "guides": {
+                name: {"guide_id": self.guide_ids[name], "seed": getattr(guide, "seed", None)}
+                for name, guide in self.guides.items()
+            },
+            "data": self.dataset.source,
+            "data_id": self.subject["data"],
+            "limit": self.limit,
+            "precision": self.subject["precision"],
+            "device": device_name(next(self.target.parameters()).device),
+            "vitsal": vitsal.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        }
+
+    @property
+    def cells(self) -> dict[tuple[str, float], Cell]:
+        """(guide's name, keep ratio) -> under what the journal keeps it."""
+        return {
+            (name, ratio): (ANY_GUIDE if ratio == 1 else self.guide_ids[name], ratio)
+            for name in self.guides
+            for ratio in self.keep_ratios
+        }
+
+    def run(
+        self,
+        *,
+        folder: str | Path | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        strict: bool = False,
+        progress: bool = True,
+    ) -> Outcomes:
+        """Compute what is not known yet, on as many processes as accelerate's launcher has started.
+
+        Each image is loaded and embedded once, each guide sees it once. Where memory runs out, batches are halved.
+        Images that cannot be read are skipped and named at the end.
+
+        Args:
+            folder: where to keep a journal of the predictions, and to go on from; in memory only by default. What any
+                earlier run with this folder has computed for this target and data is not computed again.
+            batch_size: samples per batch and process.
+            num_workers: processes that decode images; see `vitsal.images.batches`.
+            strict: stop at an image that cannot be read.
+            progress: show a bar.
+
+        Raises:
+            UserError: a label that the target does not have, or, with `strict`, an image that cannot be read.
+        """
+        accelerator = make_accelerator()
+        journal = Journal()
+        if folder is not None and accelerator.is_main_process:
+            journal = Journal(journal_file(folder, self.subject), self.subject)
+        parts = _same_on_all([self._missing(journal)])[0]
+        with self._progress_bar(journal, parts, progress and accelerator.is_main_process) as bar:
+            for cells, indices in parts:
+                for rows in self._answers(accelerator, cells, indices, batch_size, num_workers, strict):
+                    journal.add(rows, cells)
+                    bar.update(len(rows))
+                if isinstance(indices, slice) and (self.limit is None or journal.length < self.limit):
+                    journal.end()
+        known = journal.outcomes(self._asked(journal), self.cells)
+        outcomes = replace(_same_on_all([known])[0], about=self.about)
+        if accelerator.is_main_process:
+            warn_of_skipped(outcomes.skipped)
+        return outcomes
+
+    def _asked(self, journal: Journal) -> Sequence[int]:
+        """Numbers of the samples that are asked about; of a stream, as far as it is known."""
+        if isinstance(self.dataset, IndexedImages):
+            return spread(len(self.dataset), self.limit)
+        return range(journal.length if self.limit is None else min(journal.length, self.limit))
+
+    def _missing(self, journal: Journal) -> list[tuple[list[Cell], list[int] | slice]]:
+        """Parts of the work that are left: cells, and the samples that they are unknown for."""
+        cells = list(dict.fromkeys(self.cells.values()))
+        parts = journal.missing(self._asked(journal), cells)
+        if isinstance(self.dataset, IndexedImages):
+            return parts
+        parts = [(wanted, slice(indices[0], indices[-1] + 1)) for wanted, indices in parts]
+        ended = journal.ended or (self.limit is not None and journal.length >= self.limit)
+        return parts if ended else [*parts, (cells, slice(journal.length, self.limit))]
+
+    def _progress_bar(self, journal: Journal, parts: list, progress: bool) -> tqdm:
+        """Counts samples: once for each part of the work that they are in."""
+        streamed = isinstance(self.dataset, StreamedImages)
+        left = sum(len(indices) for _, indices in parts) if not streamed else (self.limit or 0)
+        done = 0 if streamed else max(0, len(self._asked(journal)) - left)
+        total = None if streamed and self.limit is None else done + left
+        return tqdm(desc="drop curve", total=total, initial=done, unit="image", mininterval=1, disable=not progress)
+
+    def _answers(
+        self,
+        accelerator: Accelerator,
+        cells: Sequence[Cell],
+        indices: list[int] | slice,
+        batch_size: int,
+        num_workers: int,
+        strict: bool,
+    ) -> Iterator[list[Row]]:
+        """Rows of all processes together, step by step, in the data's order; padded samples are gone."""
+        predict = Halving(lambda images: self.predict(images, cells))
+        loader = accelerator.prepare(image_loader(self.dataset, indices, batch_size, num_workers))
+        for batch in loader:
+            with accelerator.autocast():
+                rows = self._rows(batch, predict, len(cells), strict)
+            yield accelerator.gather_for_metrics(rows, use_gather_object=True)
+
+    def _rows(
+        self, batch: Mapping[str, Tensor], predict: Callable[[Tensor], Tensor], num_cells: int, strict: bool
+    ) -> list[Row]:
+        """One row for each sample of a batch, in its order."""
+        readable = batch["readable"].tolist()
+        predictions: Iterator[list[int]] = iter(())
+        if any(readable):
+            check_labels(batch["labels"][batch["readable"]], self.target)
+            predictions = iter(predict(batch["images"].to(next(self.target.parameters()).device)).tolist())
+        rows = []
+        for index, label, fine in zip(batch["indices"].tolist(), batch["labels"].tolist(), readable, strict=True):
+            name, problem = self.dataset.name(index), "" if fine else self.dataset.problem(index)
+            if strict and not fine:
+                raise UserError(f"{name} cannot be read as an image: {problem}")
+            rows.append(Row(index, name, label, problem, next(predictions) if fine else [UNREADABLE] * num_cells))
+        return rows
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, cells: Sequence[Cell]) -> Tensor:
+        """Classes that the target predicts: (B, 3, H, W) -> (B, number of cells)."""
+        names = {guide_id: name for name, guide_id in self.guide_ids.items()}
+        chosen = {guide_id for guide_id, _ in cells} - {ANY_GUIDE}
+        saliency = {guide_id: self.guides[names[guide_id]](images) for guide_id in sorted(chosen)}
+        predictions = []
+        with embed_once(self.target, images):
+            for guide_id, ratio in cells:
+                if guide_id == ANY_GUIDE:
+                    logits = self.target(images)
+                else:
+                    logits = forward_kept(self.target, images, top_k_patches(saliency[guide_id], ratio))
+                predictions.append(logits.argmax(dim=1))
+        return torch.stack(predictions, dim=1)
 
 
-@torch.inference_mode()
-def predict_batch(
-    target: nn.Module, guides: Mapping[str, Guide], batch: Batch, keep_ratios: Sequence[float]
-) -> dict[tuple[str, float], list[int]]:
-    """Classes that `target` predicts for one batch: (guide, keep ratio) -> B class indices.
+class Halving:
+    """Calls a function on a batch, and on halves of it, and of them, once memory has run out; says so.
 
-    Keeping everything is the untouched model, whatever the guide, and runs once.
+    Args:
+        function: (B, ...) -> (B, ...).
     """
-    check_labels(batch.labels, target)
-    images = batch.images.to(next(target.parameters()).device)
-    whole = predict(target(images)) if 1.0 in keep_ratios else []
-    predictions = {}
-    for name, guide in guides.items():
-        saliency = guide(images)
-        for ratio in keep_ratios:
-            if ratio == 1.0:
-                predictions[name, ratio] = whole
-                continue
-            keep = top_k_patches(saliency, ratio)
-            predictions[name, ratio] = predict(forward_kept(target, images, keep))
-    return predictions
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function, self.size = function, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The function's value for the whole batch."""
+        self.size = self.size or len(images)
+        while True:
+            try:
+                return torch.cat([self.function(part) for part in images.split(self.size)])
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or self.size == 1:
+                    raise
+                self.size //= 2
+                warnings.warn(f"Out of memory: going on with {self.size} images at a time.", stacklevel=2)
+            clear_device_cache()
 
 
-def predict(logits: Tensor) -> list[int]:
-    """Class with the highest logit, (B, C) -> B class indices."""
-    return logits.argmax(dim=1).tolist()
+def _same_on_all(objects: list) -> list:
+    """What the main process has, on every process."""
+    return broadcast_object_list(objects)
 
 
 def check_labels(labels: Tensor, target: nn.Module) -> None:
@@ -107,26 +273,3 @@ def check_labels(labels: Tensor, target: nn.Module) -> None:
             f"The data has class {labels.max().item()}, but the target knows classes 0 to {target.num_classes - 1}: "
             "data and target do not belong together."
         )
-
-
-def question_of(
-    target: nn.Module,
-    guides: Mapping[str, Guide],
-    dataset: IndexedImages | StreamedImages,
-    keep_ratios: Sequence[float],
-    *,
-    limit: int | None = None,
-) -> dict[str, Any]:
-    """What a drop curve asks, weights and data included: outcomes belong together where this is equal."""
-    return {
-        "target": describe(target),
-        "guides": {name: describe(guide) for name, guide in guides.items()},
-        "data": data_fingerprint(dataset),
-        "keep_ratios": list(keep_ratios),
-        "limit": limit,
-    }
-
-
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV; whoever reads `path` sees the old file or the whole new one."""
-    write_whole(path, partial(table.to_csv, index=False))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import nn
 
-from vitsal.images import IndexedImages, StreamedImages
+from vitsal.images import BROKEN_IMAGE, IndexedImages, StreamedImages, decode, spread
+
+PROBES = 8  # images whose pixels are looked at, spread over the data
 
 
 def describe(value: Any) -> Any:
-    """A guide, a model or a plain value as JSON can hold it: models by name and weights, functions by name."""
+    """A guide, a model or a plain value as JSON can hold it: models by name and weights, guides by their fields.
+
+    What has no fields to tell it by, such as a function, is described anew each time: nothing is ever taken for it.
+    """
     if isinstance(value, nn.Module):
         name = getattr(value, "architecture", None) or value.pretrained_cfg.get("architecture")
         return f"{name} {weights_fingerprint(value)}"
     if dataclasses.is_dataclass(value):
         parts = {part.name: describe(getattr(value, part.name)) for part in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **parts}
-    return f"{value.__module__}.{value.__qualname__}" if inspect.isroutine(value) else value
+    return f"{type(value).__name__} {uuid4()}" if callable(value) else value
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -36,11 +41,27 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(dataset: IndexedImages | StreamedImages) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all sample names; a stream's source, as they cannot be listed."""
+    """First 12 hexadecimal digits of the SHA-256 of all sample names, and of eight samples' labels and pixels.
+
+    So that another version of a data set, with files of the same names, is told apart without reading all of it. For a
+    stream its source stands, as its samples cannot be listed.
+    """
     if isinstance(dataset, StreamedImages):
         return f"stream of {dataset.source}"
-    names = "\n".join(dataset.name(index) for index in range(len(dataset)))
-    return hashlib.sha256(names.encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(dataset.name(index) for index in range(len(dataset))).encode())
+    for index in spread(len(dataset), PROBES):
+        source, label, *_ = dataset.read(index)
+        digest.update(f"\n{index} {label} ".encode() + _pixels(source))
+    return digest.hexdigest()[:12]
+
+
+def _pixels(source: Any) -> bytes:
+    """An image, decoded: its size and pixels; of one that cannot be read, nothing."""
+    try:
+        image = decode(source)
+    except BROKEN_IMAGE:
+        return b"unreadable"
+    return str(image.size).encode() + image.tobytes()
 
 
 def question_hash(question: Mapping[str, Any]) -> str:

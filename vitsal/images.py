@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,9 +22,9 @@ BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, or, where it could not be read, why."""
+    """Sample number `index` of a data set: its image, or, where that could not be read, why."""
 
-    name: str
+    index: int
     image: Tensor | None
     label: int
     problem: str = ""
@@ -76,6 +76,7 @@ class IndexedImages(Dataset):
         length: number of samples.
         transform: PIL image -> (3, H, W).
         labels: the source's label -> the model's, where they differ.
+        source: what it was opened from.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class IndexedImages(Dataset):
         length: int,
         transform: Transform,
         labels: dict[int, int] | None = None,
+        source: str = "",
     ) -> None:
         self.read, self.name, self.length, self.transform, self.labels = read, name, length, transform, labels
+        self.source = source
 
     def __len__(self) -> int:
         return self.length
@@ -97,14 +100,19 @@ class IndexedImages(Dataset):
         try:
             image = decode(source)
         except BROKEN_IMAGE as error:
-            return Sample(self.name(index), None, label, problem=str(error))
-        return Sample(self.name(index), self.transform(image), label)
+            return Sample(index, None, label, problem=str(error))
+        return Sample(index, self.transform(image), label)
+
+    def problem(self, index: int) -> str:
+        """Why this sample cannot be read; '' where it can."""
+        return self[index].problem
 
 
 class StreamedImages(IterableDataset):
     """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets.
 
-    `source` names it: its samples have no names to tell it by.
+    Its samples have no names to tell it by: `source` names it, and they are numbered. Those that cannot be read do not
+    come out of it.
     """
 
     def __init__(self, dataset: IterableDataset, source: str = "", first: int = 0, last: int | None = None) -> None:
@@ -113,7 +121,11 @@ class StreamedImages(IterableDataset):
     def __iter__(self) -> Iterator[Sample]:
         numbered = enumerate(self.dataset)
         for index, (image, label) in islice(numbered, self.first, self.last):
-            yield Sample(f"sample {index:08d}", image, int(label))
+            yield Sample(index, image, int(label))
+
+    def name(self, index: int) -> str:
+        """What to call a sample."""
+        return f"sample {index:08d}"
 
 
 def batches(
@@ -123,7 +135,6 @@ def batches(
     first: int = 0,
     limit: int | None = None,
     num_workers: int = 0,
-    strict: bool = False,
 ) -> Iterator[Batch]:
     """Go through a data set in order, in batches.
 
@@ -134,42 +145,51 @@ def batches(
         limit: stop after so many samples of the data set; None goes to the end. Over an indexed data set they are
             spread evenly, since neighbours in a folder are of one class.
         num_workers: processes that decode images; 0 decodes in this one. Streams take one at most, to keep their order.
-        strict: stop at the first image that cannot be read, instead of skipping it.
-
-    Raises:
-        UserError: with `strict`, an image that cannot be read, by name.
     """
-    part = _part(dataset, first, limit)
-    num_workers = min(num_workers, 1) if isinstance(part, StreamedImages) else num_workers
-    loader = DataLoader(part, batch_size, num_workers=num_workers, collate_fn=_collate)
-    for batch in loader:
-        if strict and batch.skipped:
-            name, problem = next(iter(batch.skipped.items()))
-            raise UserError(f"{name} cannot be read as an image: {problem}")
-        yield batch
+    streamed = isinstance(dataset, StreamedImages)
+    indices = slice(first, limit) if streamed else spread(len(dataset), limit)[first:]
+    for tensors in image_loader(dataset, indices, batch_size, num_workers):
+        numbers, readable = tensors["indices"].tolist(), tensors["readable"].tolist()
+        good = [dataset.name(index) for index, fine in zip(numbers, readable, strict=True) if fine]
+        broken = [index for index, fine in zip(numbers, readable, strict=True) if not fine]
+        problems = {dataset.name(index): dataset.problem(index) for index in broken}
+        yield Batch(tensors["images"], tensors["labels"][tensors["readable"]], good, problems)
 
 
-def _part(dataset: IndexedImages | StreamedImages, first: int, limit: int | None) -> Dataset:
+def image_loader(
+    dataset: IndexedImages | StreamedImages, indices: Sequence[int] | slice, batch_size: int, num_workers: int = 0
+) -> DataLoader:
+    """Batches of tensors alone, which accelerate can share out among processes.
+
+    Args:
+        dataset: as `open_data` returns it.
+        indices: samples to take, in this order; of a stream, a slice of it.
+        batch_size, num_workers: see `batches`.
+
+    Returns:
+        A loader of dictionaries: `indices`, `labels` and `readable` (B,), and `images` (G, 3, H, W) of the G samples
+        that are readable.
+    """
     if isinstance(dataset, StreamedImages):
-        return StreamedImages(dataset.dataset, dataset.source, first, limit)
-    return Subset(dataset, spread(len(dataset), limit)[first:])
+        part = StreamedImages(dataset.dataset, dataset.source, indices.start, indices.stop)
+        return DataLoader(part, batch_size, num_workers=min(num_workers, 1), collate_fn=_collate)
+    return DataLoader(Subset(dataset, indices), batch_size, num_workers=num_workers, collate_fn=_collate)
+
+
+def _collate(samples: list[Sample]) -> dict[str, Tensor]:
+    images = [sample.image for sample in samples if sample.image is not None]
+    return {
+        "images": torch.stack(images) if images else torch.empty(0),
+        "labels": torch.tensor([sample.label for sample in samples]),
+        "indices": torch.tensor([sample.index for sample in samples]),
+        "readable": torch.tensor([sample.image is not None for sample in samples]),
+    }
 
 
 def spread(length: int, limit: int | None) -> list[int]:
     """`limit` indices spread evenly over `range(length)`, or all of them."""
     count = length if limit is None else min(limit, length)
     return [index * length // count for index in range(count)]
-
-
-def _collate(samples: list[Sample]) -> Batch:
-    good = [sample for sample in samples if sample.image is not None]
-    images = torch.stack([sample.image for sample in good]) if good else torch.empty(0)
-    return Batch(
-        images,
-        torch.tensor([sample.label for sample in good], dtype=torch.long),
-        [sample.name for sample in good],
-        {sample.name: sample.problem for sample in samples if sample.image is None},
-    )
 
 
 def warn_of_skipped(skipped: dict[str, str], most: int = 5) -> None:

@@ -16,6 +16,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitsal.benchmark import PLAIN
 from vitsal.models import denormalize
 
 # Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
@@ -136,6 +137,70 @@ def label_drop_axis(axis: Axes) -> None:
     axis.grid(axis="y", alpha=0.3)
     axis.legend(loc="lower left")
     axis.label_outer()
+
+
+def plot_speedups(axis: Axes, costs: pd.DataFrame, styles: Mapping[str, int]) -> None:
+    """Draw speed-up against drop ratio, one curve per guide with the middle half of the rounds as its band.
+
+    What the count of operations allows is dashed, in the same colour; the untouched target is the dotted line at 1.
+
+    Args:
+        axis: where to draw.
+        costs: as `vitsal.benchmark.pipeline_cost` returns it.
+        styles: guide -> number of its colour and marker.
+    """
+    for guide, rows in costs[costs.guide != PLAIN].groupby("guide", sort=False):
+        rows = rows.sort_values("keep_ratio")
+        dropped, colour = 100 * (1 - rows.keep_ratio), COLOURS[styles[guide]]
+        axis.plot(dropped, rows.speedup, label=guide, **curve_style(styles[guide]))
+        axis.fill_between(dropped, rows.speedup_low, rows.speedup_high, color=colour, alpha=0.2, linewidth=0)
+        axis.plot(dropped, rows.limit, color=colour, ls="--", lw=1.5)
+    axis.plot([], [], color="black", ls="--", lw=1.5, label="limit by operations")
+    axis.axhline(1, color="black", ls=":", lw=1.5)
+    axis.set(xlabel="patches dropped (%)", ylabel="speed-up (times)", xlim=(-3, 94), ylim=(0, None))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(loc="upper left")
+    axis.label_outer()
+
+
+def plot_accuracy_against_throughput(
+    axis: Axes, table: pd.DataFrame, costs: pd.DataFrame, styles: Mapping[str, int]
+) -> None:
+    """Draw accuracy with its 95 % intervals against measured throughput, one curve per guide: up and right is better.
+
+    The untouched target is a black star. The first guide's points tell how many of the patches are dropped, in percent.
+
+    Args:
+        axis: where to draw.
+        table: as `vitsal.outcomes.summarize` returns it, for one target.
+        costs: as `vitsal.benchmark.pipeline_cost` returns it; guides and keep ratios without a row here are left out.
+        styles: guide -> number of its colour and marker; those of the first guide that is drawn bear their percentages.
+    """
+    joined = _join_costs(table, costs)
+    star = {"color": "black", "marker": "*", "markersize": 22, "ls": "none", "zorder": 3}
+    for guide, rows in joined.groupby("guide", sort=False):
+        style, label = (star, "untouched target") if guide == PLAIN else (curve_style(styles[guide]), guide)
+        reach = 100 * np.array([rows.top1 - rows.ci_low, rows.ci_high - rows.top1])
+        axis.errorbar(rows.images_per_s, 100 * rows.top1, reach, label=label, elinewidth=1.5, capsize=4, **style)
+    first = next((guide for guide in styles if guide in set(joined.guide)), None)
+    for row in joined[joined.guide == first].itertuples():
+        place = (row.images_per_s, 100 * row.top1)
+        axis.annotate(f"{row.dropped} %", place, (8, 8), textcoords="offset points", fontsize=13)
+    axis.set(xlabel="throughput (images/s)", ylabel="top-1 accuracy (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="best")
+
+
+def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy beside throughput, matched by guide and whole percent of patches dropped, few dropped first.
+
+    With all patches kept no guide matters: any one's accuracy is the untouched target's.
+    """
+    table, costs = (t.assign(dropped=(100 - 100 * t.keep_ratio).round().astype(int)) for t in (table, costs))
+    plain = table[table.dropped == 0].head(1).assign(guide=PLAIN)
+    keys = ["guide", "dropped"]
+    joined = pd.concat([table, plain]).merge(costs[[*keys, "images_per_s"]], on=keys, validate="one_to_one")
+    return joined.sort_values("dropped", kind="stable")
 
 
 def plot_learning_curves(axis: Axes, histories: Mapping[str, pd.DataFrame]) -> None:
