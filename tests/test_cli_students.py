@@ -79,12 +79,29 @@ def test_drop_curve_with_the_student_as_guide(trained, tmp_path):
     shown = succeed(drop_curve(trained[0], tmp_path / "table.csv"))
     table = pd.read_csv(tmp_path / "table.csv")
     assert table.keep_ratio.tolist() == [0.5, 0.2]
-    assert set(table.guide) == {"student"}
+    assert set(table.guide) == {"student student"}  # the folder's name
     assert set(table.n) == {20}
     assert str(tmp_path / "table.csv") in shown
     succeed(drop_curve(trained[0], tmp_path / "center.csv", guide="center"))
     best, other = (pd.read_csv(tmp_path / f"{name}.csv").correct.iloc[1] for name in ("table", "center"))
     assert best > other  # at a fifth of the patches
+
+
+def test_drop_curve_with_several_students(trained, tmp_path):
+    """Beside random and rollout, each is told the share of the gap that it recovers."""
+    names = f"{trained[0]}, digits-convnet-rollout"
+    shown = succeed(drop_curve(names, tmp_path / "t.csv", guide="random,rollout,student", limit=10, keep="1.0,0.2"))
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert list(dict.fromkeys(table.guide)) == [
+        "random",
+        "rollout",
+        "student student",
+        "student digits-convnet-rollout",
+    ]
+    assert [line.split(":")[0] for line in shown.splitlines() if "recovered" in line] == [
+        "student student, keep 0.2",
+        "student digits-convnet-rollout, keep 0.2",
+    ]
 
 
 def test_options_reach_the_student(trained, tmp_path):

@@ -1,5 +1,6 @@
 """Loading models: where weights come from, what is refused, and that a refusal says why."""
 
+import argparse
 import os
 import pickle
 
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitsal.errors import UserError
-from vitsal.models import grid_size, load_model, model_transform
+from vitsal.models import find_weights, grid_size, load_model, megabytes, model_transform, outline
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 64, "depth": 1}
@@ -111,6 +112,36 @@ def test_fine_tuned_mae_in_its_authors_layout(tmp_path):
     loaded = load_model(NAME, tmp_path / "mae_finetuned.pth", **SMALL)
     assert loaded.global_pool == "avg"
     assert_same_logits(loaded, source)
+
+
+MAE = "vit_base_patch16_224.mae"
+TRAINING = {
+    "optimizer": {"state": {0: {"step": 7}}, "param_groups": [{"lr": 5e-4, "betas": (0.9, 0.999)}]},
+    "epoch": 99,
+    "scaler": {"scale": 65536.0},
+    "args": argparse.Namespace(model="vit_base_patch16", batch_size=32, global_pool=True),
+}
+
+
+@pytest.mark.parametrize("beside", [{}, TRAINING], ids=["released", "saved by the training code"])
+def test_mae_as_its_authors_release_and_save_it(tmp_path, beside):
+    """The released file holds {"model": ...} alone; their training code puts its arguments and its state beside it."""
+    source = randomise(load_model(MAE, pretrained=False, depth=2, num_classes=37, global_pool="avg"))
+    torch.save({"model": source.state_dict()} | beside, tmp_path / "mae_finetuned_vit_base.pth")
+    loaded = load_model(MAE, tmp_path / "mae_finetuned_vit_base.pth", depth=2)
+    assert (loaded.global_pool, loaded.num_classes) == ("avg", 37)
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.equal(loaded(images), source(images))
+
+
+def test_arguments_beside_the_weights_hide_no_code(tmp_path):
+    """A namespace is let through, what it holds is not."""
+    marker, path = tmp_path / "executed", tmp_path / "evil.pth"
+    torch.save({"model": small(seed=1).state_dict(), "args": argparse.Namespace(evil=Malicious(marker))}, path)
+    with pytest.raises(UserError, match=r"evil.pth is no checkpoint that can be read safely; nothing .* executed"):
+        load_model(NAME, path, **SMALL)
+    assert not marker.exists()
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # only while a checkpoint is read
 
 
 def test_checkpoint_of_another_size_names_shapes(tmp_path):
@@ -222,3 +253,63 @@ def test_transform_is_the_models_own():
         pixels = transform(grey)
         expected = (torch.tensor([0.2, 0.4, 0.6]) - torch.tensor(mean)) / torch.tensor(std)
         assert_close(pixels, expected[:, None, None].expand(3, 224, 224))
+
+
+TAGGED = f"{NAME}.augreg_in21k_ft_in1k"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the hub's, and a machine that seems to have a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", [NAME, TAGGED])
+def test_download_is_announced_before_it_starts(hub_cache, monkeypatch, capsys, name):
+    """vit_tiny has 5,717,416 parameters."""
+    source, announced = load_model(NAME, pretrained=False), []
+
+    def download(*args, **options):
+        announced.append(capsys.readouterr())
+        return source.state_dict()
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+    loaded = load_model(name)
+    ((out, err),) = announced
+    assert err == f"Downloading the weights of {name} from the hub: 23 MB.\n"
+    assert out == ""
+    assert torch.equal(loaded.head.weight, source.head.weight)
+
+
+def test_cached_weights_are_no_download(hub_cache, monkeypatch, capsys):
+    source = load_model(NAME, pretrained=False)
+    assert find_weights(TAGGED) == ""
+    repository = hub_cache / f"models--timm--{TAGGED}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save(source, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    assert find_weights(TAGGED) == find_weights(NAME) == "hub cache"
+    assert find_weights(f"hf-hub:timm/{TAGGED}") == "hub cache"
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *args, **options: source.state_dict())
+    load_model(TAGGED)
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_that_are_here_are_no_download(hub_cache, tmp_path, monkeypatch, capsys):
+    assert find_weights("vitsal_digits_guide") == "embedded"
+    load_model("vitsal_digits_guide")
+    save(small(seed=1), tmp_path / f"{NAME}.safetensors")
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    assert find_weights(NAME) == "weights folder"
+    load_model(NAME, **SMALL)
+    load_model(TAGGED, pretrained=False, **SMALL)
+    assert capsys.readouterr().err == ""
+
+
+def test_size_without_memory():
+    model = outline("vit_base_patch16_224")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert megabytes(model) == 4 * 86.567656

@@ -10,7 +10,7 @@ from test_students import make_student
 
 from vitsal import students
 from vitsal.errors import UserError
-from vitsal.students import load_student, save_student
+from vitsal.students import Student, load_student, load_students, save_student
 
 
 @torch.no_grad()
@@ -112,3 +112,16 @@ def test_weights_of_another_architecture_are_told_by_a_name(saved, tmp_path, oth
         save_file({"position": torch.zeros(2, 2)}, tmp_path / "copy" / "model.safetensors")
     with pytest.raises(UserError, match=r"copy' is no student .*network\."):
         load_student(tmp_path / "copy")
+
+
+def test_several_students_by_name_and_by_folder(tmp_path):
+    for name in ("b", "a"):
+        save_student(Student("convnet", (4, 4), width=4), tmp_path / "all" / name)
+    students = load_students(f"digits-convnet-rollout, {tmp_path}/all")
+    assert list(students) == ["digits-convnet-rollout", "a", "b"]
+    assert students["a"].grid_size == (4, 4)
+    assert list(load_students(f"{tmp_path}/all/b")) == ["b"]
+    with pytest.raises(UserError, match="two are alike"):
+        load_students(f"{tmp_path}/all, {tmp_path}/all/a")
+    with pytest.raises(UserError, match="'gone' is no student"):
+        load_students("digits-convnet-rollout, gone")

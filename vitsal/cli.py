@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -39,9 +40,9 @@ from vitsal.options import (
 from vitsal.outcomes import COLUMNS, Outcomes
 from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
 from vitsal.processes import make_accelerator
-from vitsal.students import ARCHITECTURES, CELL, Student, load_student, new_student
+from vitsal.students import ARCHITECTURES, CELL, Student, load_student, load_students, new_student
 
-BENCHMARKS = ("rollout", "dropping", "student")
+BENCHMARKS = ("rollout", "dropping", "student", "pipeline")
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
@@ -83,7 +84,9 @@ def drop_curve(
     target: Annotated[str, typer.Option(help="The ViT whose patches are dropped: any timm ViT.")],
     guide: Annotated[str, typer.Option(help=f"{', '.join(GUIDES)}; several with commas between them.")] = "rollout",
     guide_model: Annotated[str | None, typer.Option(help="The ViT inside the guide; the target by default.")] = None,
-    student: Annotated[str | None, typer.Option(help="For the guide student: a folder or a hub name.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="For the guide student: folders or hub names, with commas between them.")
+    ] = None,
     head_fusion: HeadFusionOption = "mean",
     discard_ratio: DiscardOption = 0.0,
     category_index: CategoryOption = None,
@@ -113,10 +116,12 @@ def drop_curve(
     vit = load_model(target, checkpoint, device=where)
     same_model = guide_model in (None, target) and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else load_model(guide_model or target, guide_checkpoint, device=where)
-    pupil = load_student(student, where) if student else None
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     names = [name.strip() for name in guide.split(",")]
-    choosers = {name: make_guide(name, vit, model=inner, student=pupil, seed=seed, **options) for name in names}
+    choosers = {name: make_guide(name, vit, model=inner, seed=seed, **options) for name in names if name != "student"}
+    if "student" in names:
+        pupils = load_students(student, where) if student else {"": None}
+        choosers |= {f"student {name}": make_guide("student", vit, student=pupil) for name, pupil in pupils.items()}
     dataset = open_data(data, model_transform(vit), split=split)
     experiment = DropExperiment(vit, choosers, dataset, tuple(ratios), limit)
     identity = results.identity_table(experiment.about, target)
@@ -133,10 +138,11 @@ def drop_curve(
 
 def print_shares(outcomes: Outcomes, keep_ratios: list[float]) -> None:
     """Tell the share of the gap between random and rollout that a student recovers, where all three were asked for."""
-    if {"random", "rollout", "student"} <= set(outcomes.guides):
-        for ratio in (ratio for ratio in keep_ratios if ratio < 1):
-            share = recovered_share(outcomes, "student", ratio, chance="random", ideal="rollout")
-            print("keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(ratio, *share))
+    pupils = [name for name in outcomes.guides if name.startswith("student ")]
+    if {"random", "rollout"} <= set(outcomes.guides):
+        for pupil, ratio in product(pupils, (ratio for ratio in keep_ratios if ratio < 1)):
+            share = recovered_share(outcomes, pupil, ratio, chance="random", ideal="rollout")
+            print("{}, keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(pupil, ratio, *share))
 
 
 @app.command()
@@ -242,21 +248,32 @@ def benchmark(
         str | None, typer.Option(help="A folder or a hub name; by default new ones of both kinds.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    keep: Annotated[str, typer.Option(help="Keep ratios, for dropping.")] = "0.5,0.25",
+    keep: Annotated[str, typer.Option(help="Keep ratios, for pipeline and dropping.")] = "0.5,0.25",
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16, for pipeline and dropping.")] = "float32",
     repeats: Annotated[int, typer.Option(min=1)] = 9,
     device: DeviceOption = "auto",
 ) -> None:
-    """Time of rollout or a student against a plain forward pass, or speed-up by dropping against its limit."""
+    """Time of rollout or students against a plain forward pass; speed-up of pipeline or target against its limit.
+
+    pipeline: student, choice of patches and target. dropping: the target alone, its patches chosen beforehand.
+    """
     check_choice("benchmark", what, BENCHMARKS)
-    name = model or {"dropping": "vit_base_patch16_224"}.get(what, "deit_tiny_patch16_224")
+    part = what in ("rollout", "student")  # these cost a part of a target; the others make one faster
+    name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
     vit = load_model(name, pretrained=False, device=find_device(device))
-    size = batch_size or {"dropping": 8}.get(what, 32)
+    size = batch_size or (32 if part else 8)
     if what == "rollout":
         table = benchmarks.rollout_cost(vit, size, repeats=repeats)
-    elif what == "dropping":
-        table = benchmarks.dropping_speedup(vit, size, parse_ratios(keep), repeats=repeats)
-    else:
+    elif what == "student":
         table = benchmarks.student_cost(vit, students_to_time(student, vit), size, repeats=repeats)
+    elif what == "dropping":
+        table = benchmarks.dropping_speedup(vit, size, parse_ratios(keep), repeats=repeats, precision=precision)
+    else:
+        pupils = students_to_time(student, vit)
+        guides = {pupil: make_guide("student", vit, student=module) for pupil, module in pupils.items()}
+        table = benchmarks.pipeline_cost(
+            vit, guides, parse_ratios(keep), batch_size=size, repeats=repeats, precision=precision
+        )
     print(f"{name}, batch {size}, torch {torch.__version__}, {repeats} rounds")
     print(table.to_string(index=False, float_format="{:.4f}".format))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import load_state_dict
 from timm.models.beit import Beit
@@ -17,11 +19,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import vitsal.embedded  # noqa: F401  (registers the embedded models with timm)
+import vitsal.embedded  # registers the embedded models with timm
 from vitsal.errors import UserError, suggestion
 
 SUPPORTED = (VisionTransformer, Eva, Beit)
 WEIGHTS_DIR_VARIABLE = "VITSAL_WEIGHTS_DIR"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
 def load_model(
@@ -35,12 +38,14 @@ def load_model(
     """Load a timm ViT in eval mode.
 
     Weights are looked for in this order: `checkpoint`; `<name>.safetensors` in the folder that the environment
-    variable VITSAL_WEIGHTS_DIR names; the hub (or the package itself, for the embedded models). A checkpoint tells the
-    number of classes, and a pooled one (`fc_norm`, as fine-tuned MAE has) average pooling.
+    variable VITSAL_WEIGHTS_DIR names; the hub (or the package itself, for the embedded models), and a download is
+    announced on stderr. A checkpoint tells the number of classes, and a pooled one (`fc_norm`, as fine-tuned MAE has)
+    average pooling.
 
     Args:
         name: a timm model name, with or without a weight tag, or a hub name ("hf-hub:...").
-        checkpoint: a safetensors file, or a pickled one, which is read with `weights_only=True`.
+        checkpoint: a safetensors file, or a pickled one, which is read with `weights_only=True`; what training code
+            saves beside the weights, {"model": ..., "optimizer": ..., "args": ...}, is passed over.
         pretrained: False gives random weights, and then no checkpoint may be named.
         device: where to put the model.
         options: passed to `timm.create_model`, such as `img_size=(224, 160)`.
@@ -53,7 +58,7 @@ def load_model(
             or would execute code.
     """
     _check_name(name)
-    path = checkpoint or (_weights_dir_file(name) if pretrained else None)
+    path = checkpoint or (weights_dir_file(f"{name}.safetensors") if pretrained else None)
     if path is None:
         model = _create(name, pretrained=pretrained, **options)
     else:
@@ -70,17 +75,58 @@ def _check_name(name: str) -> None:
     raise UserError(f"Unknown model {name!r}: timm has none of this name.{suggestion(name, known)}")
 
 
-def _weights_dir_file(name: str) -> Path | None:
+def weights_dir_file(filename: str) -> Path | None:
+    """The file of this name in the folder that VITSAL_WEIGHTS_DIR names; None where there is none."""
     folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
-    path = Path(folder, f"{name}.safetensors") if folder else None
+    path = Path(folder, filename) if folder else None
     return path if path and path.is_file() else None
+
+
+def outline(name: str, **options: object) -> nn.Module:
+    """The model without memory for its weights, on torch's meta device: for sizes, shapes and operation counts."""
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False, **options).eval()
+
+
+def megabytes(model: nn.Module) -> float:
+    """Size of a model's parameters in single precision, in MB (10^6 bytes); an `outline` will do."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+def find_weights(name: str) -> str:
+    """Where a model's weights lie on this machine: "weights folder", "embedded", "hub cache"; "" where nowhere."""
+    if weights_dir_file(f"{name}.safetensors"):
+        return "weights folder"
+    if name.partition(".")[0] in vitsal.embedded.MODEL_NAMES:
+        return "embedded"
+    repository, _, revision = _hub_id(name).partition("@")
+    cached = repository and any(
+        isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in HUB_FILES
+    )
+    return "hub cache" if cached else ""
+
+
+def _hub_id(name: str) -> str:
+    """Repository on the hub, "owner/name" or "owner/name@revision"; "" for what comes from elsewhere."""
+    if ":" in name:
+        return name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else ""
+    config = timm.get_pretrained_cfg(name)
+    return (config and config.hf_hub_id) or ""
+
+
+def _announce_download(name: str) -> None:
+    """Say on stderr what will come from the hub and how big it is, before it starts."""
+    if _hub_id(name) and not find_weights(name) and not constants.HF_HUB_OFFLINE:
+        size = megabytes(outline(name))
+        print(f"Downloading the weights of {name} from the hub: {size:.0f} MB.", file=sys.stderr, flush=True)
 
 
 def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
     """Create the model; an unsupported one is refused before its weights are fetched."""
     try:
-        with torch.device("meta"):
-            _check_supported(timm.create_model(name, pretrained=False, **options), name)
+        _check_supported(outline(name, **options), name)
+        if pretrained:
+            _announce_download(name)
         return timm.create_model(name, pretrained=pretrained, **options)
     except (OSError, RuntimeError) as error:
         if isinstance(error, UserError) or not pretrained:
@@ -103,7 +149,8 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"There is no checkpoint file at {path}.")
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's training code saves its arguments in one
+            state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # whatever the readers raise over bytes that are no checkpoint
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(

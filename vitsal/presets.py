@@ -17,6 +17,7 @@ class Preset:
     Args:
         target: the ViT that is made cheaper.
         drop_target: the same, trained with patches dropped, to compare with; "" for none.
+        students: what `vitsal.students.load_students` takes; "" for none that are there already.
         guide_model: the small ViT whose rollout chooses the patches.
         data, split: what `vitsal.data.open_data` takes.
         train_data, train_split: the same for the images that students learn from; "" is the same data.
@@ -38,6 +39,7 @@ class Preset:
     epochs: int = 40
     student_width: int = 32
     drop_target: str = ""
+    students: str = ""
     head_fusion: str = "max"
     discard_ratio: float = 0.9
     keep_ratios: tuple[float, ...] = KEEP_RATIOS
@@ -47,6 +49,7 @@ class Preset:
 PART_TYPES: dict[str, tuple[type, ...]] = {
     "target": (str,),
     "drop_target": (str,),
+    "students": (str,),
     "guide_model": (str,),
     "data": (str,),
     "split": (str,),
@@ -65,6 +68,8 @@ PRESETS: dict[str, Preset] = {
     "digits": Preset(
         target="vitsal_digits_target",
         drop_target="vitsal_digits_target_drop",
+        students="digits-convnet-rollout, digits-transformer-rollout, "
+        "digits-convnet-grad-rollout, digits-transformer-grad-rollout",
         guide_model="vitsal_digits_guide",
         data="digits",
         split="test",

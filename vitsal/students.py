@@ -305,3 +305,26 @@ def load_student(name: str | Path, device: str | torch.device = "cpu") -> Studen
             f"model.safetensors as `vitsal train-student` writes them, or an embedded one: {known}."
         ) from error
     return student.eval().to(device)
+
+
+def load_students(names: str, device: str | torch.device = "cpu") -> dict[str, Student]:
+    """Load several students: the last part of a student's name -> student.
+
+    Args:
+        names: as `load_student` takes them, with commas between them; a folder of students stands for all in it.
+        device: where to put them.
+
+    Raises:
+        UserError: one of them is no student, or two have the same last part.
+    """
+    paths = [path for name in names.split(",") for path in _students_in(name.strip())]
+    labels = [Path(path).name for path in paths]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"Students are told apart by the last part of their names, and two are alike: {names}.")
+    return {label: load_student(path, device) for label, path in zip(labels, paths, strict=True)}
+
+
+def _students_in(name: str) -> list[str]:
+    """All students in a folder of students; otherwise the name itself."""
+    configs = [] if Path(name, "config.json").is_file() else sorted(Path(name).glob("*/config.json"))
+    return [str(config.parent) for config in configs] or [name]

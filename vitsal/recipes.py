@@ -1,0 +1,543 @@
+"""The published experiments as named recipes, what they need, and how our numbers compare with the published ones.
+
+Each chart of `data/reference/seed_curves.csv` is a recipe. What was published are curves, not settings: head fusion
+"max" and discard ratio 0.9 are taken for every rollout unless the chart says "min", a ResNet-18 for every ResNet
+student, and the pretrained MAE ViT-B/16 for the teacher that the chart calls "mae".
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from vitsal.benchmark import count_operations
+from vitsal.dropping import forward_kept, num_kept
+from vitsal.errors import UserError, check_choice
+from vitsal.guides import Guide, make_guide
+from vitsal.models import (
+    WEIGHTS_DIR_VARIABLE,
+    find_weights,
+    grid_size,
+    input_size,
+    load_model,
+    megabytes,
+    outline,
+    weights_dir_file,
+)
+from vitsal.presets import KEEP_RATIOS, PRESETS
+from vitsal.students import Student, load_student, new_student
+
+PUBLISHED = Path(__file__).parent.parent / "data" / "reference" / "seed_curves.csv"
+STUDENTS = Path("runs") / "students"
+STUDENT_ARCHITECTURE = "resnet18"
+MAE_URL = "https://dl.fbaipublicfiles.com/mae/finetune/"
+IMAGENET, DIGITS = PRESETS["imagenet"], PRESETS["digits"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A timm model with its hub's weights or, where a checkpoint is named, those that MAE's authors fine-tuned.
+
+    Args:
+        name: the timm model.
+        checkpoint: the file that MAE's authors published, at `url`: 1,000 classes, average pooling.
+    """
+
+    name: str
+    checkpoint: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where the checkpoint comes from."""
+        return MAE_URL + self.checkpoint
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What the checkpoint makes of the architecture, for `timm.create_model`."""
+        return {"num_classes": 1000, "global_pool": "avg"} if self.checkpoint else {}
+
+
+@dataclass(frozen=True)
+class GuideSpec:
+    """How a guide is made.
+
+    Args:
+        guide: "random", "rollout" or "student", as `make_guide` takes them.
+        model: the timm model inside a rollout, the target itself by default; a student's teacher.
+        head_fusion, discard_ratio: of the rollout, or of the rollouts that the student learnt.
+        student: folder of the student among the others, such as "resnet-deit-max".
+    """
+
+    guide: str
+    model: str = ""
+    head_fusion: str = "max"
+    discard_ratio: float = 0.9
+    student: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve of a chart: a target under a guide, by their labels, and the published curve that it belongs to.
+
+    Args:
+        target: a key of TARGETS.
+        label: a key of GUIDES.
+        published: (figure, guide) in `seed_curves.csv`.
+    """
+
+    target: str
+    label: str
+    published: tuple[str, str]
+
+    @property
+    def guide(self) -> GuideSpec:
+        """How the guide is made."""
+        return GUIDES[self.label]
+
+
+@dataclass(frozen=True)
+class PublishedExperiment:
+    """One chart, ready to be drawn again.
+
+    Args:
+        name, title: what it is called.
+        curves: its curves.
+        data, split: what `vitsal.data.open_data` takes; `dataclasses.replace(recipe, data=folder)` names your own copy.
+        num_images: how many images that is.
+        keep_ratios: fractions of patches kept.
+    """
+
+    name: str
+    title: str
+    curves: tuple[Curve, ...]
+    data: str = IMAGENET.data
+    split: str = "validation"
+    num_images: int = 50_000
+    keep_ratios: tuple[float, ...] = KEEP_RATIOS
+
+    @property
+    def targets(self) -> list[str]:
+        """Labels of the targets, in order."""
+        return list(dict.fromkeys(curve.target for curve in self.curves))
+
+    def of_target(self, label: str) -> list[Curve]:
+        """The curves of one target.
+
+        Raises:
+            UserError: the recipe has no target of this label.
+        """
+        check_choice(f"target of {self.name!r}", label, self.targets)
+        return [curve for curve in self.curves if curve.target == label]
+
+
+TARGETS = {
+    "ViT-B/16": ModelSpec(IMAGENET.target),
+    "ViT-L/16": ModelSpec(PRESETS["imagenet-large"].target),
+    "MAE ViT-B/16": ModelSpec("vit_base_patch16_224.mae", "mae_finetuned_vit_base.pth"),
+    "MAE ViT-H/14": ModelSpec("vit_huge_patch14_224.mae", "mae_finetuned_vit_huge.pth"),
+    "digits target": ModelSpec(DIGITS.target),
+}
+
+DEIT_TINY = "deit_tiny_patch16_224.fb_in1k"
+GUIDES = {
+    "random": GuideSpec("random"),
+    "own rollout": GuideSpec("rollout"),
+    "deit_tiny rollout": GuideSpec("rollout", DEIT_TINY),
+    "eva02_tiny rollout": GuideSpec("rollout", "eva02_tiny_patch14_224.mim_in22k"),
+    "digits_guide rollout": GuideSpec("rollout", DIGITS.guide_model),
+    "resnet student of deit_tiny rollout (max)": GuideSpec("student", DEIT_TINY, student="resnet-deit-max"),
+    "resnet student of deit_tiny rollout (min)": GuideSpec("student", DEIT_TINY, "min", student="resnet-deit-min"),
+    "resnet student of mae rollout": GuideSpec("student", "vit_base_patch16_224.mae", student="resnet-mae-max"),
+}
+
+
+def _curves(target: str, figure: str, *labels: str) -> tuple[Curve, ...]:
+    return tuple(Curve(target, label, (figure, label)) for label in labels)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        PublishedExperiment(
+            "base16",
+            "ViT-B/16: random patches, its own rollout",
+            _curves("ViT-B/16", "base16", "random", "own rollout"),
+        ),
+        PublishedExperiment(
+            "base16-deit",
+            "ViT-B/16: random patches, DeiT-tiny's rollout",
+            _curves("ViT-B/16", "base16", "random", "deit_tiny rollout"),
+        ),
+        PublishedExperiment(
+            "large16",
+            "ViT-L/16: random patches, DeiT-tiny's rollout",
+            _curves("ViT-L/16", "large16", "random", "deit_tiny rollout"),
+        ),
+        PublishedExperiment(
+            "mae-base",
+            "Fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
+            _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout"),
+        ),
+        PublishedExperiment(
+            "mae-huge",
+            "Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout",
+            _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout"),
+        ),
+        PublishedExperiment(
+            "vit-vs-mae",
+            "ViT-B/16 and fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
+            _curves("ViT-B/16", "base16", "random", "deit_tiny rollout")
+            + _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout"),
+        ),
+        PublishedExperiment(
+            "resnet-students",
+            "ViT-B/16: ResNet students by teacher",
+            _curves("ViT-B/16", "resnet_students", *(label for label in GUIDES if label.startswith("resnet"))),
+        ),
+        PublishedExperiment(
+            "final",
+            "ViT-B/16: random patches, its own and DeiT-tiny's rollout, a ResNet student",
+            _curves("ViT-B/16", "base16", "random", "own rollout", "deit_tiny rollout")
+            + _curves("ViT-B/16", "resnet_students", "resnet student of deit_tiny rollout (max)"),
+        ),
+        PublishedExperiment(
+            "embedded",
+            "Offline stand-in: a small ViT on digit scenes; model and data are others than the published ViT-B/16's",
+            (
+                *_curves("digits target", "base16", "random", "own rollout"),
+                Curve("digits target", "digits_guide rollout", ("base16", "deit_tiny rollout")),
+            ),
+            data=DIGITS.data,
+            split=DIGITS.split,
+            num_images=1_000,
+        ),
+    )
+}
+
+
+def choose_recipe(name: str) -> PublishedExperiment:
+    """Return a recipe by its name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    return RECIPES[check_choice("recipe", name, RECIPES)]
+
+
+def load_targets(
+    recipe: PublishedExperiment, *, pretrained: bool = True, device: str | torch.device = "cpu"
+) -> dict[str, nn.Module]:
+    """Load a recipe's targets in eval mode: label -> model.
+
+    Args:
+        recipe: whose targets.
+        pretrained: False gives random weights, for a dry run.
+        device: where to put them.
+
+    Raises:
+        UserError: the weights are not here and cannot be had, or a file of the authors' is missing.
+    """
+    return {label: _load_target(label, pretrained, device) for label in recipe.targets}
+
+
+def _load_target(label: str, pretrained: bool, device: str | torch.device) -> nn.Module:
+    spec = TARGETS[label]
+    if pretrained and spec.checkpoint:
+        return load_model(spec.name, _authors_file(label, spec), device=device)
+    return load_model(spec.name, pretrained=pretrained, device=device, **spec.options)
+
+
+def _authors_file(label: str, spec: ModelSpec) -> Path:
+    path = weights_dir_file(spec.checkpoint)
+    if path is None:
+        raise UserError(
+            f"{label} needs the weights that MAE's authors fine-tuned: download {spec.url} "
+            f"({megabytes(_outline(spec)):.0f} MB) into a folder, and name the folder in the environment variable "
+            f"{WEIGHTS_DIR_VARIABLE}, which is {os.environ.get(WEIGHTS_DIR_VARIABLE) or 'not set'}."
+        )
+    return path
+
+
+def make_guides(
+    recipe: PublishedExperiment,
+    label: str,
+    target: nn.Module,
+    *,
+    students: str | Path = STUDENTS,
+    seed: int = 0,
+    pretrained: bool = True,
+    models: MutableMapping[str, nn.Module] | None = None,
+) -> dict[str, Guide]:
+    """Make the guides of one of a recipe's targets, on its device: label -> guide.
+
+    Args:
+        recipe: whose guides.
+        label: the target's.
+        target: the target itself, as `load_targets` gives it.
+        students: folder that holds the students' folders.
+        seed: of random patches.
+        pretrained: False gives random weights and new students, for a dry run.
+        models: timm models loaded before, by name; those loaded now are added. Pass the same for each target.
+
+    Raises:
+        UserError: the recipe has no such target; weights that cannot be had; a student that is not there, with the
+            command that trains it.
+    """
+    models = {} if models is None else models
+    device = next(target.parameters()).device
+    return {
+        curve.label: make_guide(
+            curve.guide.guide,
+            target,
+            model=_inner_model(curve.guide, models, pretrained, device),
+            student=_student(curve.guide, Path(students), grid_size(target), pretrained, device),
+            head_fusion=curve.guide.head_fusion,
+            discard_ratio=curve.guide.discard_ratio,
+            seed=seed,
+        )
+        for curve in recipe.of_target(label)
+    }
+
+
+def _inner_model(
+    spec: GuideSpec, models: MutableMapping[str, nn.Module], pretrained: bool, device: torch.device
+) -> nn.Module | None:
+    """The ViT inside a rollout; None where that is the target, or where there is none."""
+    if spec.guide != "rollout" or not spec.model:
+        return None
+    if spec.model not in models:
+        models[spec.model] = load_model(spec.model, pretrained=pretrained, device=device)
+    return models[spec.model]
+
+
+def _student(
+    spec: GuideSpec, students: Path, grid: tuple[int, int], pretrained: bool, device: torch.device
+) -> Student | None:
+    if not spec.student:
+        return None
+    if not pretrained:
+        return new_student(STUDENT_ARCHITECTURE, grid).eval().to(device)
+    folder = students / spec.student
+    if not _is_student(folder):
+        raise UserError(f"There is no student at {folder}. This trains it: {training_command(spec, students)}")
+    return load_student(folder, device)
+
+
+def _is_student(folder: Path) -> bool:
+    """Whether a student is there, and not only the checkpoints of one in training."""
+    return (folder / "config.json").is_file()
+
+
+def training_command(spec: GuideSpec, students: str | Path = STUDENTS) -> str:
+    """The command that trains a recipe's student into its folder among `students`."""
+    options = {
+        "teacher": spec.model,
+        "head-fusion": spec.head_fusion,
+        "discard-ratio": spec.discard_ratio,
+        "architecture": STUDENT_ARCHITECTURE,
+        "data": IMAGENET.data,
+        "limit": IMAGENET.train_limit,
+        "output": Path(students, spec.student),
+    }
+    return shlex.join(
+        ["vitsal", "train-student", *(word for name in options for word in (f"--{name}", str(options[name])))]
+    )
+
+
+def published_curves(recipe: PublishedExperiment) -> pd.DataFrame:
+    """The published curves of a recipe's chart, under the recipe's labels.
+
+    Returns:
+        One row per point: target, guide, keep_ratio, published_top1 (fraction).
+
+    Raises:
+        UserError: the file of published curves is not here.
+    """
+    points = _read_published().set_index(["figure", "guide"]).sort_index()
+    parts = [
+        points.loc[[curve.published]].assign(target=curve.target, guide=curve.label).sort_values("drop_percent")
+        for curve in recipe.curves
+    ]
+    table = pd.concat(parts, ignore_index=True).rename(columns={"top1": "published_top1"})
+    table["keep_ratio"] = (100 - table["drop_percent"]) / 100
+    return table[["target", "guide", "keep_ratio", "published_top1"]]
+
+
+def _read_published() -> pd.DataFrame:
+    if not PUBLISHED.is_file():
+        raise UserError(
+            f"The published curves are not here: there is no {PUBLISHED}. They come with the repository, not with an "
+            "installed package: clone it, and install it from there with pip install -e."
+        )
+    return pd.read_csv(PUBLISHED)
+
+
+def compare_with_published(recipe: PublishedExperiment, table: pd.DataFrame) -> pd.DataFrame:
+    """Set our accuracies beside the published ones.
+
+    Args:
+        recipe: whose curves were measured.
+        table: target, guide, keep_ratio, n, top1, ci_low, ci_high, one row per point, as `summarize` gives it.
+
+    Returns:
+        One row per point that both have, in the table's order: its columns, published_top1, and ours minus theirs:
+        difference, and difference_low and difference_high by our 95 % interval (theirs come without one).
+
+    Raises:
+        UserError: a curve in the table that the recipe does not have, or no published curves here.
+    """
+    published = published_curves(recipe)
+    for target, guide in table[["target", "guide"]].drop_duplicates().itertuples(index=False):
+        check_choice(f"guide of {target!r}", guide, [curve.label for curve in recipe.of_target(target)])
+    key = ["target", "guide", "keep_ratio"]
+    joined = table.assign(keep_ratio=table["keep_ratio"].round(6)).merge(published, on=key)  # 1 - 0.9 is not 0.1
+    ours = {"difference": "top1", "difference_low": "ci_low", "difference_high": "ci_high"}
+    return joined.assign(**{name: joined[column] - joined["published_top1"] for name, column in ours.items()})
+
+
+def needs(recipe: PublishedExperiment, *, students: str | Path = STUDENTS) -> pd.DataFrame:
+    """What must be on this machine before a recipe can run.
+
+    Returns:
+        One row per model: model (timm name, or a student's folder), role ("target", "guide", "student"), megabytes
+        (10^6 bytes, in single precision), where ("embedded", "weights folder", "hub cache", "students folder", or ""
+        where it is not here yet), and source, where to get it from: the hub, a URL or a command.
+    """
+    rows = [_need_of_target(TARGETS[label]) for label in recipe.targets]
+    rows += [_need_of_guide(curve.guide, Path(students)) for curve in recipe.curves if curve.guide.model]
+    return pd.DataFrame(rows, columns=["model", "role", "megabytes", "where", "source"]).drop_duplicates(
+        "model", ignore_index=True
+    )
+
+
+def _need_of_target(spec: ModelSpec) -> tuple[str, str, float, str, str]:
+    size = megabytes(_outline(spec))
+    if spec.checkpoint:
+        here = "weights folder" if weights_dir_file(spec.checkpoint) else ""
+        return spec.checkpoint, "target", size, here, spec.url
+    return spec.name, "target", size, find_weights(spec.name), "hub"
+
+
+def _need_of_guide(spec: GuideSpec, students: Path) -> tuple[str, str, float, str, str]:
+    if spec.student:
+        here = "students folder" if _is_student(students / spec.student) else ""
+        return spec.student, "student", megabytes(_new_student()), here, training_command(spec, students)
+    return spec.model, "guide", megabytes(_outline(ModelSpec(spec.model))), find_weights(spec.model), "hub"
+
+
+def describe_recipes(*, students: str | Path = STUDENTS, speed: float | None = None) -> pd.DataFrame:
+    """What each recipe is and takes.
+
+    Args:
+        students: folder that holds the students' folders.
+        speed: FLOP/s of this machine, as `measure_speed` tells it; None leaves the time out.
+
+    Returns:
+        One row per recipe: name, title, models (with their sizes, and where they are), missing_mb (MB to be downloaded
+        or trained), images, pflop (10^15 operations in all) and, with a speed, hours that they take at that speed;
+        reading images takes its own time.
+    """
+    rows = []
+    for recipe in RECIPES.values():
+        needed, operations = needs(recipe, students=students), count_recipe(recipe)
+        missing = needed.loc[needed["where"] == "", "megabytes"].sum()
+        row = {"name": recipe.name, "title": recipe.title, "models": _listed(needed), "missing_mb": missing}
+        row |= {"images": recipe.num_images, "pflop": operations / 1e15}
+        rows.append(row | ({"hours": operations / speed / 3600} if speed else {}))
+    return pd.DataFrame(rows)
+
+
+def _listed(needed: pd.DataFrame) -> str:
+    return "; ".join(f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples())
+
+
+def count_recipe(recipe: PublishedExperiment) -> int:
+    """Floating-point operations of a whole recipe (a multiplication and an addition are two).
+
+    Each target sees each image whole once, and once for each guide and smaller keep ratio; a guide is one forward pass
+    of its model. A run that embeds an image's patches once for all of its passes takes a little less.
+    """
+    whole = sum(_count_kept(TARGETS[label], 1.0) for label in recipe.targets) * (1.0 in recipe.keep_ratios)
+    reduced = [ratio for ratio in recipe.keep_ratios if ratio < 1]
+    curves = sum(
+        _count_guide(curve.guide, TARGETS[curve.target])
+        + sum(_count_kept(TARGETS[curve.target], ratio) for ratio in reduced)
+        for curve in recipe.curves
+    )
+    return recipe.num_images * (whole + curves)
+
+
+def _count_guide(spec: GuideSpec, target: ModelSpec) -> int:
+    """Operations of a guide for one image."""
+    if spec.guide == "random":
+        return 0
+    if spec.student:
+        return _count_student()
+    return _count_kept(ModelSpec(spec.model) if spec.model else target, 1.0)
+
+
+def _count_kept(spec: ModelSpec, keep_ratio: float) -> int:
+    """Operations of a model for one image of which it sees a part.
+
+    They are a polynomial of degree two in the number of patches: attention grows with its square, all else linearly.
+    Counting one, two and three patches tells all of it (Newton's differences), without a run for each ratio.
+    """
+    one, two, three = _count_few(spec)
+    more = num_kept(_outline(spec).patch_embed.num_patches, keep_ratio) - 1
+    return one + more * (two - one) + more * (more - 1) // 2 * (three - 2 * two + one)
+
+
+@cache
+def _count_few(spec: ModelSpec) -> list[int]:
+    """Operations of a model for one image of which it sees one, two and three patches."""
+    model = _outline(spec)
+    image = torch.empty(1, 3, *input_size(model), device="meta")
+    keeps = [torch.zeros(1, kept, dtype=torch.long, device="meta") for kept in (1, 2, 3)]
+    return [count_operations(partial(forward_kept, model, image, keep)) for keep in keeps]
+
+
+@cache
+def _count_student() -> int:
+    student = _new_student()
+    return count_operations(partial(student, torch.empty(1, 3, *student.input_size)))
+
+
+@cache
+def _outline(spec: ModelSpec) -> nn.Module:
+    return outline(spec.name, **spec.options)
+
+
+@cache
+def _new_student() -> Student:
+    """A student for 14 x 14 patches, as all published ones are."""
+    return new_student(STUDENT_ARCHITECTURE, (14, 14)).eval()
+
+
+@torch.inference_mode()
+def measure_speed(device: str | torch.device = "cpu", *, seconds: float = 1.0, batch_size: int = 32) -> float:
+    """Operations per second, FLOP/s, at which this machine runs a DeiT-tiny with random weights.
+
+    Other models and batches do not reach the same speed, nor does a machine that is busy: it is an estimate.
+
+    Args:
+        device: the device to measure.
+        seconds: how long to measure, after one pass that does not count; one pass at least.
+        batch_size: images in a pass.
+    """
+    model = load_model(DEIT_TINY, pretrained=False, device=device)
+    images = torch.zeros(batch_size, 3, *input_size(model), device=device)
+    model(images).sum().item()  # .item() waits for the device
+    passes, start = 0, time.perf_counter()
+    while not passes or time.perf_counter() - start < seconds:
+        model(images).sum().item()
+        passes += 1
+    return passes * batch_size * _count_kept(ModelSpec(DEIT_TINY), 1.0) / (time.perf_counter() - start)
