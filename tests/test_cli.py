@@ -16,7 +16,7 @@ from test_models import Malicious
 from test_runs import COUNT, PARAMETERS, write_notebook
 from typer.testing import CliRunner
 
-from vitsal import cli
+from vitsal import cli, recipes
 from vitsal.errors import UserError
 from vitsal.models import load_model
 
@@ -361,3 +361,34 @@ def test_unknown_preset_in_a_notebook(tmp_path):
     assert f"Error: Notebook {notebook} failed in cell" in ended.stderr
     assert "Unknown preset 'digit'. Did you mean 'digits'" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_recipes_are_listed_with_what_they_need():
+    shown = succeed("recipes", "mae-huge")
+    assert "- target mae_finetuned_vit_huge.pth, 2528.2 MB: not here; https://" in shown
+    assert "- guide eva02_tiny_patch14_224.mim_in22k, 22.0 MB: not here; hub" in shown
+    assert "papermill 06_published_experiments.ipynb mae-huge.ipynb -p recipe mae-huge" in shown
+    assert "vitsal train-student --teacher deit_tiny" in succeed("recipes", "final")
+    assert "embedded" in succeed("recipes", "embedded")
+
+
+def test_all_recipes(monkeypatch):
+    monkeypatch.setattr("vitsal.recipes.measure_speed", lambda device: 1e12)
+    lines = succeed("recipes").splitlines()
+    names = [line.split(":")[0] for line in lines if line and not line.startswith(" ")]
+    assert names[:9] == list(recipes.RECIPES)
+    assert "50,000 images, 19.3 PFLOP, about 5 hours on this machine" in lines[2]  # 19.3e15 / 1e12 / 3600
+    assert "about 0 minutes" in lines[26]
+
+
+def test_unknown_recipe(fail):
+    assert "Unknown recipe 'base_16'. Did you mean 'base16'" in fail("recipes", "base_16")
+
+
+def test_pipeline_benchmark():
+    options = ["--model", "vit_tiny_patch16_224", "--batch-size", 1, "--repeats", 1]
+    shown = succeed("benchmark", "pipeline", "--keep", "0.5", *options)
+    assert "vit_tiny_patch16_224, batch 1" in shown
+    rows = [line.split()[:2] for line in shown.splitlines()[2:]]
+    assert rows == [["none", "1.0000"], ["convnet", "0.5000"], ["transformer", "0.5000"]]
+    assert "bfloat16" in succeed("benchmark", "dropping", "--precision", "bfloat16", *options)

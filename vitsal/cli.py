@@ -13,7 +13,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from torch import nn
 
 from vitsal import benchmark as benchmarks
-from vitsal import results, runs
+from vitsal import recipes, results, runs
 from vitsal.comparison import recovered_share
 from vitsal.data import open_data
 from vitsal.distillation import Recipe, accelerator_for, distill
@@ -238,6 +238,35 @@ def run(
         for text, value in headlines.items():
             print(f"  {text}: {value}")
     print(f"\nNotebooks, figures and tables: {made}")
+
+
+@app.command("recipes")
+def list_recipes(
+    name: Annotated[str, typer.Argument(help="A recipe, to see all that it needs; by default all are listed.")] = "",
+    students: Annotated[Path, typer.Option(help="Folder of the students' folders.")] = recipes.STUDENTS,
+    device: DeviceOption = "auto",
+) -> None:
+    """List the published experiments: their models and sizes, what is not here yet, the time they take here."""
+    if name:
+        return print_needs(recipes.choose_recipe(name), students)
+    speed = recipes.measure_speed(find_device(device))
+    for row in recipes.describe_recipes(students=students, speed=speed).itertuples():
+        time = f"{60 * row.hours:.0f} minutes" if row.hours < 2 else f"{row.hours:,.0f} hours"
+        print(f"{row.name}: {row.title}\n  models: {row.models}; {row.missing_mb:,.0f} MB are not here")
+        print(f"  {row.images:,} images, {row.pflop:.3g} PFLOP, about {time} on this machine")
+    print("\nAll that one of them needs, and the command that runs it: vitsal recipes NAME")
+
+
+def print_needs(recipe: recipes.PublishedExperiment, students: Path) -> None:
+    """Print what must be here before a recipe can run, where to get it, and the command that runs it."""
+    print(recipe.title)
+    for row in recipes.needs(recipe, students=students).itertuples():
+        print(f"- {row.role} {row.model}, {row.megabytes:.1f} MB: {row.where or f'not here; {row.source}'}")
+    print(
+        f"- data {recipe.data}, split {recipe.split}, {recipe.num_images:,} images; or your own folder: -p data FOLDER"
+    )
+    notebook = "06_published_experiments.ipynb"
+    print(f"\ncd notebooks && papermill {notebook} {recipe.name}.ipynb -p recipe {recipe.name}")
 
 
 @app.command()

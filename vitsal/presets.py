@@ -119,29 +119,44 @@ def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Pre
 def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:
     """Check a notebook's parameters and make its preset of them: `read_parameters(globals(), seed=int)`.
 
-    papermill defines every name it is given, so that a mistyped one goes unnoticed. Here all plain values in the
-    notebook's namespace must be `preset`, a part of it (None leaves the preset's own), or one of `others`.
-
     Args:
-        namespace: the notebook's `globals()`, after the cell tagged parameters.
+        namespace: the notebook's `globals()`, after the cell tagged parameters: `preset`, parts of it (None leaves the
+            preset's own), and the notebook's own parameters.
         others: the notebook's own parameters and their types.
 
     Raises:
-        UserError: an unknown parameter, with the known ones; a value of a wrong type; an unknown preset.
+        UserError: see `check_parameters`; an unknown preset.
 
     Example:
         >>> read_parameters({"preset": "digits", "limit": 100, "seed": 0}, seed=int).limit
         100
     """
-    known = {"preset": (str,), **PART_TYPES, **{name: (kind,) for name, kind in others.items()}}
+    parts = {name: (*kinds, type(None)) for name, kinds in PART_TYPES.items()}
+    given = check_parameters(namespace, preset=str, **parts, **others)
+    return choose_preset(given["preset"], {name: given.get(name) for name in PART_TYPES})
+
+
+def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type, ...]) -> dict[str, object]:
+    """Return a notebook's parameters, all plain values in its `globals()`, if they are known and of the right types.
+
+    papermill defines every name it is given, so that a mistyped one would go unnoticed.
+
+    Args:
+        namespace: the notebook's `globals()`, after the cell tagged parameters.
+        types: the parameters that there are, and their types.
+
+    Raises:
+        UserError: an unknown parameter, with the known ones; a value of a wrong type.
+    """
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name, value in given.items():
-        if name not in known:
-            raise UserError(f"Unknown parameter {name!r}.{suggestion(name, known)} Known: {', '.join(known)}.")
-        if type(value) not in known[name] and not (value is None and name in PART_TYPES):
-            types = " or ".join(kind.__name__ for kind in known[name])
-            raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {types}.")
-    return choose_preset(given["preset"], {name: given.get(name) for name in PART_TYPES})
+        if name not in types:
+            raise UserError(f"Unknown parameter {name!r}.{suggestion(name, types)} Known: {', '.join(types)}.")
+        kinds = types[name] if isinstance(types[name], tuple) else (types[name],)
+        if type(value) not in kinds:
+            said = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {said}.")
+    return given
 
 
 def _is_parameter(name: str, value: object) -> bool:
