@@ -66,3 +66,27 @@ def test_seed_decides_the_resamples():
     one, again, other = (paired_difference(known, "a", "b", 0.5, seed=seed) for seed in (0, 0, 5))
     assert one == again
     assert one != other
+
+
+def test_interval_is_that_of_resampled_images():
+    """Against the bootstrap as textbooks write it, which draws images one by one."""
+    rng = np.random.default_rng(2)
+    hits = {"a": rng.random(200) < 0.7, "chance": rng.random(200) < 0.3, "ideal": rng.random(200) < 0.8}
+    value, low, high = recovered_share(outcomes_of(**hits), "a", 0.5, chance="chance", ideal="ideal")
+    shares = []
+    for _ in range(4000):
+        rows = rng.integers(200, size=200)
+        ours, worst, best = (hits[name][rows].mean() for name in ("a", "chance", "ideal"))
+        shares.append((ours - worst) / (best - worst))
+    ours, worst, best = (hits[name].mean() for name in ("a", "chance", "ideal"))
+    assert value == pytest.approx((ours - worst) / (best - worst))
+    assert (low, high) == pytest.approx(tuple(np.percentile(shares, [2.5, 97.5])), abs=0.02)
+
+
+def test_a_million_images_need_no_memory():
+    rng = np.random.default_rng(0)
+    theirs = rng.random(1_000_000) < 0.5
+    ours = theirs | (rng.random(1_000_000) < 0.02)
+    value, low, high = paired_difference(outcomes_of(a=ours, b=theirs), "a", "b", 0.5)
+    assert value == pytest.approx(0.01, abs=0.001)
+    assert 0.0003 < high - low < 0.0005

@@ -5,7 +5,7 @@ import pytest
 from vitsal.dropping import num_kept
 from vitsal.errors import UserError
 from vitsal.models import load_model
-from vitsal.presets import PRESETS, choose_preset, read_parameters
+from vitsal.presets import PRESETS, check_parameters, choose_preset, read_parameters
 
 
 def test_parts_are_replaced_singly():
@@ -80,3 +80,12 @@ def test_what_a_notebook_holds_besides_parameters_is_passed_over():
 def test_whole_number_where_a_fraction_is_meant():
     """`-p discard_ratio 0` arrives as an int."""
     assert read_parameters({"preset": "digits", "discard_ratio": 0}).discard_ratio == 0
+
+
+def test_parameters_of_a_notebook_without_presets():
+    types = {"recipe": str, "limit": (int, type(None))}
+    assert check_parameters({"recipe": "base16", "limit": None, "_": 1}, **types) == {"recipe": "base16", "limit": None}
+    with pytest.raises(UserError, match=r"Parameter 'limit' cannot be 'all': it takes int or None."):
+        check_parameters({"recipe": "base16", "limit": "all"}, **types)
+    with pytest.raises(UserError, match=r"Unknown parameter 'recip'. Did you mean 'recipe'\? Known: recipe, limit."):
+        check_parameters({"recip": "base16"}, **types)

@@ -28,7 +28,7 @@ from vitsal.outcomes import Outcomes
 from vitsal.processes import device_name, make_accelerator
 
 ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever chooses
-PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # accelerate's names
+PRECISION_NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # accelerate's names
 
 
 def drop_curve(
@@ -82,7 +82,8 @@ class DropExperiment:
     @cached_property
     def subject(self) -> dict[str, str]:
         """What predictions are about: only those of one subject are kept in one journal."""
-        precision = PRECISIONS.get(make_accelerator().mixed_precision, make_accelerator().mixed_precision)
+        mixed = make_accelerator().mixed_precision
+        precision = PRECISION_NAMES.get(mixed, mixed)
         return {"target": describe(self.target), "data": data_fingerprint(self.dataset), "precision": precision}
 
     @property
