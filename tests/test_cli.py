@@ -373,7 +373,7 @@ def test_recipes_are_listed_with_what_they_need():
 
 
 def test_all_recipes(monkeypatch):
-    monkeypatch.setattr("vitsal.recipes.measure_speed", lambda device: 1e12)
+    monkeypatch.setattr("vitsal.requirements.measure_speed", lambda device: 1e12)
     lines = succeed("recipes").splitlines()
     names = [line.split(":")[0] for line in lines if line and not line.startswith(" ")]
     assert names[:9] == list(recipes.RECIPES)

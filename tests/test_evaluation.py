@@ -20,9 +20,10 @@ from vitsal.cli import app
 from vitsal.data import open_data
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError
-from vitsal.evaluation import ANY_GUIDE, DropExperiment, Halving, check_labels, drop_curve
+from vitsal.evaluation import ANY_GUIDE, DropExperiment, check_labels, drop_curve
 from vitsal.guides import AdaptedGuide, CenterGuide, GradientRolloutGuide, RandomGuide, RolloutGuide
 from vitsal.identity import data_fingerprint, describe, weights_fingerprint
+from vitsal.memory import Halving
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import COLUMNS, summarize, wilson_interval
 

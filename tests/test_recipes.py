@@ -12,7 +12,7 @@ import torch
 import typer
 from helpers import noise_image
 
-from vitsal import cli, recipes
+from vitsal import cli, published, recipes, requirements
 from vitsal.benchmark import count_operations
 from vitsal.data import open_data
 from vitsal.dropping import forward_kept, num_kept
@@ -22,20 +22,9 @@ from vitsal.guides import AdaptedGuide, RandomGuide, RolloutGuide, StudentGuide
 from vitsal.models import grid_size, load_model, model_transform
 from vitsal.outcomes import summarize
 from vitsal.presets import KEEP_RATIOS
-from vitsal.recipes import (
-    GUIDES,
-    RECIPES,
-    TARGETS,
-    choose_recipe,
-    compare_with_published,
-    count_recipe,
-    describe_recipes,
-    load_targets,
-    make_guides,
-    measure_speed,
-    needs,
-    published_curves,
-)
+from vitsal.published import compare_with_published, published_curves
+from vitsal.recipes import GUIDES, RECIPES, TARGETS, choose_recipe, load_targets, make_guides
+from vitsal.requirements import count_recipe, describe_recipes, measure_speed, needs
 from vitsal.students import load_student, new_student, save_student
 
 SLOW = os.environ.get("VITSAL_SLOW_TESTS") == "1"
@@ -44,7 +33,7 @@ SLOW = os.environ.get("VITSAL_SLOW_TESTS") == "1"
 def read_reference():
     """The published points, read without the module under test: (figure, guide) -> {drop percent: top1}."""
     points = {}
-    for line in recipes.PUBLISHED.read_text().splitlines()[1:]:
+    for line in published.PUBLISHED.read_text().splitlines()[1:]:
         figure, _, guide, percent, top1 = line.split(",")
         points.setdefault((figure, guide), {})[int(percent)] = float(top1)
     return points
@@ -115,7 +104,7 @@ def test_unknown_recipe_and_target():
 
 
 def test_installed_without_the_repository(monkeypatch, tmp_path):
-    monkeypatch.setattr(recipes, "PUBLISHED", tmp_path / "seed_curves.csv")
+    monkeypatch.setattr(published, "PUBLISHED", tmp_path / "seed_curves.csv")
     with pytest.raises(UserError, match=r"published curves are not here: there is no .*seed_curves.csv.* clone it"):
         published_curves(RECIPES["base16"])
 
@@ -221,8 +210,8 @@ def test_operations_of_a_base_target():
     model = load_model(spec.name, pretrained=False)
     for ratio, kept in ((1.0, 196), (0.3, 59)):
         keep = torch.arange(kept)[None]
-        assert recipes._count_kept(spec, ratio) == count_operations(partial(forward_kept, model, image, keep))
-    assert recipes._count_kept(spec, 1.0) / 1e9 == pytest.approx(35.1, abs=0.1)
+        assert requirements._count_kept(spec, ratio) == count_operations(partial(forward_kept, model, image, keep))
+    assert requirements._count_kept(spec, 1.0) / 1e9 == pytest.approx(35.1, abs=0.1)
 
 
 def test_description():

@@ -13,7 +13,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from torch import nn
 
 from vitsal import benchmark as benchmarks
-from vitsal import recipes, results, runs
+from vitsal import recipes, requirements, results, runs
 from vitsal.comparison import recovered_share
 from vitsal.data import open_data
 from vitsal.distillation import Recipe, accelerator_for, distill
@@ -249,8 +249,8 @@ def list_recipes(
     """List the published experiments: their models and sizes, what is not here yet, the time they take here."""
     if name:
         return print_needs(recipes.choose_recipe(name), students)
-    speed = recipes.measure_speed(find_device(device))
-    for row in recipes.describe_recipes(students=students, speed=speed).itertuples():
+    speed = requirements.measure_speed(find_device(device))
+    for row in requirements.describe_recipes(students=students, speed=speed).itertuples():
         time = f"{60 * row.hours:.0f} minutes" if row.hours < 2 else f"{row.hours:,.0f} hours"
         print(f"{row.name}: {row.title}\n  models: {row.models}; {row.missing_mb:,.0f} MB are not here")
         print(f"  {row.images:,} images, {row.pflop:.3g} PFLOP, about {time} on this machine")
@@ -260,7 +260,7 @@ def list_recipes(
 def print_needs(recipe: recipes.PublishedExperiment, students: Path) -> None:
     """Print what must be here before a recipe can run, where to get it, and the command that runs it."""
     print(recipe.title)
-    for row in recipes.needs(recipe, students=students).itertuples():
+    for row in requirements.needs(recipe, students=students).itertuples():
         print(f"- {row.role} {row.model}, {row.megabytes:.1f} MB: {row.where or f'not here; {row.source}'}")
     print(
         f"- data {recipe.data}, split {recipe.split}, {recipe.num_images:,} images; or your own folder: -p data FOLDER"

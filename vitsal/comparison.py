@@ -54,5 +54,5 @@ def _bootstrap(hits: Sequence[np.ndarray], statistic: Callable[..., np.ndarray],
     patterns, counts = np.unique(np.stack(hits, axis=1), axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=REPEATS)
     values = statistic(*(np.vstack([counts, draws]) @ patterns / counts.sum()).T)
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")  # of infinities there is no mean
     return float(values[0]), float(low), float(high)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +12,6 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,6 +22,7 @@ from vitsal.guides import Guide
 from vitsal.identity import data_fingerprint, describe, question_hash
 from vitsal.images import IndexedImages, StreamedImages, image_loader, spread, warn_of_skipped
 from vitsal.journal import UNREADABLE, Cell, Journal, Row, journal_file
+from vitsal.memory import Halving
 from vitsal.outcomes import Outcomes
 from vitsal.processes import device_name, make_accelerator
 
@@ -230,30 +229,6 @@ class DropExperiment:
                     logits = forward_kept(self.target, images, top_k_patches(saliency[guide_id], ratio))
                 predictions.append(logits.argmax(dim=1))
         return torch.stack(predictions, dim=1)
-
-
-class Halving:
-    """Calls a function on a batch, and on halves of it, and of them, once memory has run out; says so.
-
-    Args:
-        function: (B, ...) -> (B, ...).
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function, self.size = function, 0
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The function's value for the whole batch."""
-        self.size = self.size or len(images)
-        while True:
-            try:
-                return torch.cat([self.function(part) for part in images.split(self.size)])
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error) or self.size == 1:
-                    raise
-                self.size //= 2
-                warnings.warn(f"Out of memory: going on with {self.size} images at a time.", stacklevel=2)
-            clear_device_cache()
 
 
 def _same_on_all(objects: list) -> list:

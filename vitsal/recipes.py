@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 
-from vitsal.benchmark import count_operations
-from vitsal.dropping import forward_kept, num_kept
 from vitsal.errors import UserError, check_choice
 from vitsal.guides import Guide, make_guide
 from vitsal.models import (
     WEIGHTS_DIR_VARIABLE,
-    find_weights,
     grid_size,
-    input_size,
     load_model,
     megabytes,
     outline,
@@ -36,7 +30,6 @@ from vitsal.models import (
 from vitsal.presets import KEEP_RATIOS, PRESETS
 from vitsal.students import Student, load_student, new_student
 
-PUBLISHED = Path(__file__).parent.parent / "data" / "reference" / "seed_curves.csv"
 STUDENTS = Path("runs") / "students"
 STUDENT_ARCHITECTURE = "resnet18"
 MAE_URL = "https://dl.fbaipublicfiles.com/mae/finetune/"
@@ -261,7 +254,7 @@ def _authors_file(label: str, spec: ModelSpec) -> Path:
     if path is None:
         raise UserError(
             f"{label} needs the weights that MAE's authors fine-tuned: download {spec.url} "
-            f"({megabytes(_outline(spec)):.0f} MB) into a folder, and name the folder in the environment variable "
+            f"({megabytes(outline_of(spec)):.0f} MB) into a folder, and name the folder in the environment variable "
             f"{WEIGHTS_DIR_VARIABLE}, which is {os.environ.get(WEIGHTS_DIR_VARIABLE) or 'not set'}."
         )
     return path
@@ -327,12 +320,12 @@ def _student(
     if not pretrained:
         return new_student(STUDENT_ARCHITECTURE, grid).eval().to(device)
     folder = students / spec.student
-    if not _is_student(folder):
+    if not is_student(folder):
         raise UserError(f"There is no student at {folder}. This trains it: {training_command(spec, students)}")
     return load_student(folder, device)
 
 
-def _is_student(folder: Path) -> bool:
+def is_student(folder: Path) -> bool:
     """Whether a student is there, and not only the checkpoints of one in training."""
     return (folder / "config.json").is_file()
 
@@ -353,191 +346,7 @@ def training_command(spec: GuideSpec, students: str | Path = STUDENTS) -> str:
     )
 
 
-def published_curves(recipe: PublishedExperiment) -> pd.DataFrame:
-    """The published curves of a recipe's chart, under the recipe's labels.
-
-    Returns:
-        One row per point: target, guide, keep_ratio, published_top1 (fraction).
-
-    Raises:
-        UserError: the file of published curves is not here.
-    """
-    points = _read_published().set_index(["figure", "guide"]).sort_index()
-    parts = [
-        points.loc[[curve.published]].assign(target=curve.target, guide=curve.label).sort_values("drop_percent")
-        for curve in recipe.curves
-    ]
-    table = pd.concat(parts, ignore_index=True).rename(columns={"top1": "published_top1"})
-    table["keep_ratio"] = (100 - table["drop_percent"]) / 100
-    return table[["target", "guide", "keep_ratio", "published_top1"]]
-
-
-def _read_published() -> pd.DataFrame:
-    if not PUBLISHED.is_file():
-        raise UserError(
-            f"The published curves are not here: there is no {PUBLISHED}. They come with the repository, not with an "
-            "installed package: clone it, and install it from there with pip install -e."
-        )
-    return pd.read_csv(PUBLISHED)
-
-
-def compare_with_published(recipe: PublishedExperiment, table: pd.DataFrame) -> pd.DataFrame:
-    """Set our accuracies beside the published ones.
-
-    Args:
-        recipe: whose curves were measured.
-        table: target, guide, keep_ratio, n, top1, ci_low, ci_high, one row per point, as `summarize` gives it.
-
-    Returns:
-        One row per point that both have, in the table's order: its columns, published_top1, and ours minus theirs:
-        difference, and difference_low and difference_high by our 95 % interval (theirs come without one).
-
-    Raises:
-        UserError: a curve in the table that the recipe does not have, or no published curves here.
-    """
-    published = published_curves(recipe)
-    for target, guide in table[["target", "guide"]].drop_duplicates().itertuples(index=False):
-        check_choice(f"guide of {target!r}", guide, [curve.label for curve in recipe.of_target(target)])
-    key = ["target", "guide", "keep_ratio"]
-    joined = table.assign(keep_ratio=table["keep_ratio"].round(6)).merge(published, on=key)  # 1 - 0.9 is not 0.1
-    ours = {"difference": "top1", "difference_low": "ci_low", "difference_high": "ci_high"}
-    return joined.assign(**{name: joined[column] - joined["published_top1"] for name, column in ours.items()})
-
-
-def needs(recipe: PublishedExperiment, *, students: str | Path = STUDENTS) -> pd.DataFrame:
-    """What must be on this machine before a recipe can run.
-
-    Returns:
-        One row per model: model (timm name, or a student's folder), role ("target", "guide", "student"), megabytes
-        (10^6 bytes, in single precision), where ("embedded", "weights folder", "hub cache", "students folder", or ""
-        where it is not here yet), and source, where to get it from: the hub, a URL or a command.
-    """
-    rows = [_need_of_target(TARGETS[label]) for label in recipe.targets]
-    rows += [_need_of_guide(curve.guide, Path(students)) for curve in recipe.curves if curve.guide.model]
-    return pd.DataFrame(rows, columns=["model", "role", "megabytes", "where", "source"]).drop_duplicates(
-        "model", ignore_index=True
-    )
-
-
-def _need_of_target(spec: ModelSpec) -> tuple[str, str, float, str, str]:
-    size = megabytes(_outline(spec))
-    if spec.checkpoint:
-        here = "weights folder" if weights_dir_file(spec.checkpoint) else ""
-        return spec.checkpoint, "target", size, here, spec.url
-    return spec.name, "target", size, find_weights(spec.name), "hub"
-
-
-def _need_of_guide(spec: GuideSpec, students: Path) -> tuple[str, str, float, str, str]:
-    if spec.student:
-        here = "students folder" if _is_student(students / spec.student) else ""
-        return spec.student, "student", megabytes(_new_student()), here, training_command(spec, students)
-    return spec.model, "guide", megabytes(_outline(ModelSpec(spec.model))), find_weights(spec.model), "hub"
-
-
-def describe_recipes(*, students: str | Path = STUDENTS, speed: float | None = None) -> pd.DataFrame:
-    """What each recipe is and takes.
-
-    Args:
-        students: folder that holds the students' folders.
-        speed: FLOP/s of this machine, as `measure_speed` tells it; None leaves the time out.
-
-    Returns:
-        One row per recipe: name, title, models (with their sizes, and where they are), missing_mb (MB to be downloaded
-        or trained), images, pflop (10^15 operations in all) and, with a speed, hours that they take at that speed;
-        reading images takes its own time.
-    """
-    rows = []
-    for recipe in RECIPES.values():
-        needed, operations = needs(recipe, students=students), count_recipe(recipe)
-        missing = needed.loc[needed["where"] == "", "megabytes"].sum()
-        row = {"name": recipe.name, "title": recipe.title, "models": _listed(needed), "missing_mb": missing}
-        row |= {"images": recipe.num_images, "pflop": operations / 1e15}
-        rows.append(row | ({"hours": operations / speed / 3600} if speed else {}))
-    return pd.DataFrame(rows)
-
-
-def _listed(needed: pd.DataFrame) -> str:
-    return "; ".join(f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples())
-
-
-def count_recipe(recipe: PublishedExperiment) -> int:
-    """Floating-point operations of a whole recipe (a multiplication and an addition are two).
-
-    Each target sees each image whole once, and once for each guide and smaller keep ratio; a guide is one forward pass
-    of its model. A run that embeds an image's patches once for all of its passes takes a little less.
-    """
-    whole = sum(_count_kept(TARGETS[label], 1.0) for label in recipe.targets) * (1.0 in recipe.keep_ratios)
-    reduced = [ratio for ratio in recipe.keep_ratios if ratio < 1]
-    curves = sum(
-        _count_guide(curve.guide, TARGETS[curve.target])
-        + sum(_count_kept(TARGETS[curve.target], ratio) for ratio in reduced)
-        for curve in recipe.curves
-    )
-    return recipe.num_images * (whole + curves)
-
-
-def _count_guide(spec: GuideSpec, target: ModelSpec) -> int:
-    """Operations of a guide for one image."""
-    if spec.guide == "random":
-        return 0
-    if spec.student:
-        return _count_student()
-    return _count_kept(ModelSpec(spec.model) if spec.model else target, 1.0)
-
-
-def _count_kept(spec: ModelSpec, keep_ratio: float) -> int:
-    """Operations of a model for one image of which it sees a part.
-
-    They are a polynomial of degree two in the number of patches: attention grows with its square, all else linearly.
-    Counting one, two and three patches tells all of it (Newton's differences), without a run for each ratio.
-    """
-    one, two, three = _count_few(spec)
-    more = num_kept(_outline(spec).patch_embed.num_patches, keep_ratio) - 1
-    return one + more * (two - one) + more * (more - 1) // 2 * (three - 2 * two + one)
-
-
 @cache
-def _count_few(spec: ModelSpec) -> list[int]:
-    """Operations of a model for one image of which it sees one, two and three patches."""
-    model = _outline(spec)
-    image = torch.empty(1, 3, *input_size(model), device="meta")
-    keeps = [torch.zeros(1, kept, dtype=torch.long, device="meta") for kept in (1, 2, 3)]
-    return [count_operations(partial(forward_kept, model, image, keep)) for keep in keeps]
-
-
-@cache
-def _count_student() -> int:
-    student = _new_student()
-    return count_operations(partial(student, torch.empty(1, 3, *student.input_size)))
-
-
-@cache
-def _outline(spec: ModelSpec) -> nn.Module:
+def outline_of(spec: ModelSpec) -> nn.Module:
+    """The model without memory for its weights, for sizes, shapes and operation counts."""
     return outline(spec.name, **spec.options)
-
-
-@cache
-def _new_student() -> Student:
-    """A student for 14 x 14 patches, as all published ones are."""
-    return new_student(STUDENT_ARCHITECTURE, (14, 14)).eval()
-
-
-@torch.inference_mode()
-def measure_speed(device: str | torch.device = "cpu", *, seconds: float = 1.0, batch_size: int = 32) -> float:
-    """Operations per second, FLOP/s, at which this machine runs a DeiT-tiny with random weights.
-
-    Other models and batches do not reach the same speed, nor does a machine that is busy: it is an estimate.
-
-    Args:
-        device: the device to measure.
-        seconds: how long to measure, after one pass that does not count; one pass at least.
-        batch_size: images in a pass.
-    """
-    model = load_model(DEIT_TINY, pretrained=False, device=device)
-    images = torch.zeros(batch_size, 3, *input_size(model), device=device)
-    model(images).sum().item()  # .item() waits for the device
-    passes, start = 0, time.perf_counter()
-    while not passes or time.perf_counter() - start < seconds:
-        model(images).sum().item()
-        passes += 1
-    return passes * batch_size * _count_kept(ModelSpec(DEIT_TINY), 1.0) / (time.perf_counter() - start)
