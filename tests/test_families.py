@@ -11,7 +11,14 @@ from timm.models.beit import Beit
 from vitsal.attention import record_attention
 from vitsal.dropping import embed_once, forward_kept, gather_tokens, keep_patches, top_k_patches
 from vitsal.errors import UserError
-from vitsal.guides import AdaptedGuide, GradientRolloutGuide, LastAttentionGuide, RolloutGuide
+from vitsal.guides import (
+    AdaptedGuide,
+    FlowGuide,
+    GradientAttentionGuide,
+    GradientRolloutGuide,
+    LastAttentionGuide,
+    RolloutGuide,
+)
 from vitsal.models import default_readout, grid_size, load_model, model_transform
 
 
@@ -123,6 +130,21 @@ def test_saliency(family, model, images, make):
     assert saliency.flatten(1).std(dim=1).min() > 1e-5  # a uniform map would pass all other checks
     for index in range(3):
         assert_close(guide(images[index : index + 1])[0], saliency[index])
+
+
+def test_flow_and_relevance(model, images):
+    """Flow is at least what rollout carries; relevance adds what speaks for the class, on the patches alone."""
+    flow, rollout = FlowGuide(model)(images[:1]), RolloutGuide(model)(images[:1])
+    assert flow.shape == rollout.shape == (1, *grid_size(model))
+    assert (flow >= rollout - 1e-6).all()
+    assert flow.std() > 1e-5
+    if model.num_classes:
+        relevance = GradientAttentionGuide(model)(images)
+        assert relevance.isfinite().all()
+        assert relevance.min() >= 0
+        assert relevance.flatten(1).std(dim=1).min() > 0
+        alone = GradientAttentionGuide(model)(images[1:2])[0]
+        assert_close(alone / relevance[1].max(), relevance[1] / relevance[1].max())
 
 
 @torch.no_grad()

@@ -5,7 +5,16 @@ import torch
 from helpers import assert_close
 
 from vitsal.errors import UserError
-from vitsal.rollout import attention_rollout, discard_lowest, fuse_gradient, fuse_heads, propagate, readout_row
+from vitsal.rollout import (
+    attention_relevance,
+    attention_rollout,
+    discard_lowest,
+    fuse_gradient,
+    fuse_heads,
+    fuse_positive_gradient,
+    propagate,
+    readout_row,
+)
 
 WHAT_IS_READ = [("class", n) for n in (1, 2, 5)] + [("patches", n) for n in (0, 1, 2, 5)]
 
@@ -165,3 +174,35 @@ def test_readout_errors():
         attention_rollout([torch.ones(1, 3, 3)], readout="clss")
     with pytest.raises(UserError, match="needs a class token"):
         attention_rollout([torch.ones(1, 3, 3)], num_prefix_tokens=0, readout="class")
+
+
+def reference_relevance(attentions, gradients, readout, num_prefix_tokens):
+    """Chefer et al., equations 5 and 6, whole matrices, in Python's own numbers; [L][H][N][N]."""
+    num_tokens, num_heads = len(attentions[0][0]), len(attentions[0])
+    tokens = range(num_tokens)
+    relevance = [[float(i == j) for j in tokens] for i in tokens]
+    for heads, slopes in zip(attentions, gradients, strict=True):
+        mean = [
+            [sum(max(0.0, heads[h][i][j] * slopes[h][i][j]) for h in range(num_heads)) / num_heads for j in tokens]
+            for i in tokens
+        ]
+        added = [[sum(mean[i][k] * relevance[k][j] for k in tokens) for j in tokens] for i in tokens]
+        relevance = [[relevance[i][j] + added[i][j] for j in tokens] for i in tokens]
+    rows = relevance[:1] if readout == "class" else relevance[num_prefix_tokens:]
+    return [sum(row[j] for row in rows) / len(rows) for j in tokens[num_prefix_tokens:]]
+
+
+@pytest.mark.parametrize(("readout", "num_prefix_tokens"), WHAT_IS_READ)
+def test_relevance_against_the_reference(readout, num_prefix_tokens):
+    attentions = random_attention(num_images=2)
+    gradients = [torch.randn_like(attention) for attention in attentions]
+    fused = [fuse_positive_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)]
+    saliency = attention_relevance(fused, num_prefix_tokens=num_prefix_tokens, readout=readout)
+    for image in range(2):
+        one = [[values[image].tolist() for values in part] for part in (attentions, gradients)]
+        assert_close(saliency[image], reference_relevance(*one, readout, num_prefix_tokens))
+
+
+def test_relevance_example():
+    one = torch.tensor([[[0.0, 0.3, 0.1], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    assert_close(attention_relevance([one]), [[0.3, 0.1]], 1e-7)

@@ -7,7 +7,7 @@ import torch
 from helpers import assert_close
 
 from vitsal.errors import UserError
-from vitsal.guides import make_guide
+from vitsal.guides import METHODS, make_guide
 from vitsal.models import load_model
 from vitsal.widgets import LiveCurve, RolloutExplorer
 
@@ -27,6 +27,8 @@ def test_every_control_changes_the_picture(explorer):
         (explorer.drop_ratio, 0.8),
         (explorer.method, "last-attention"),
         (explorer.method, "grad-rollout"),
+        (explorer.method, "grad-attention"),
+        (explorer.method, "flow"),
     ]
     for number, (control, value) in enumerate(changes, start=2):
         control.value = value
@@ -47,7 +49,7 @@ def test_attention_is_recorded_once_per_image(tiny_vit, images):
     assert sum(with_gradient) == 2
 
 
-@pytest.mark.parametrize("method", ["rollout", "grad-rollout", "last-attention"])
+@pytest.mark.parametrize("method", METHODS)
 def test_map_is_that_of_the_guide(explorer, tiny_vit, images, method):
     explorer.image.value, explorer.method.value = 1, method
     explorer.head_fusion.value, explorer.discard_ratio.value = "max", 0.6

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from vitsal.attention import attention_gradients, record_attention
 from vitsal.errors import UserError, check_choice, check_number
+from vitsal.flow import attention_flow
 from vitsal.legacy import legacy_gradient_rollout, legacy_rollout
 from vitsal.models import convert_images, default_readout, denormalize, grid_size
-from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
+from vitsal.rollout import (
+    HEAD_FUSIONS,
+    attention_relevance,
+    attention_rollout,
+    fuse_gradient,
+    fuse_heads,
+    fuse_positive_gradient,
+    last_attention,
+)
 from vitsal.students import Student, downsample, fit_grid
 
 Guide = Callable[[Tensor], Tensor]
@@ -119,6 +128,34 @@ class GradientRolloutGuide(_ModelGuide):
         )
 
 
+@dataclass(frozen=True)
+class GradientAttentionGuide(_ModelGuide):
+    """Gradient times attention of `model`, after Chefer et al. 2021 (`vitsal.rollout.attention_relevance`).
+
+    Args:
+        model: a timm ViT in eval mode, with a classifier.
+        category_index: the class to explain; None explains the class that the model predicts, image by image.
+
+    Raises:
+        UserError: no classifier, or a class that the model does not have.
+    """
+
+    category_index: int | None = None
+
+    def __post_init__(self) -> None:
+        check_category(self.model, self.category_index)
+
+    @torch.inference_mode(False)
+    def _saliency(self, images: Tensor) -> Tensor:
+        images = images.clone() if images.is_inference() else images
+        attentions, gradients = attention_gradients(self.model, images, self.category_index)
+        return attention_relevance(
+            [fuse_positive_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)],
+            num_prefix_tokens=self.model.num_prefix_tokens,
+            readout=self.readout,
+        )
+
+
 def check_category(model: nn.Module, category_index: int | None) -> None:
     """Raise UserError if `model` has no classifier or does not have this class (None: any)."""
     if not model.num_classes:
@@ -134,6 +171,37 @@ def _check_legacy(model: nn.Module) -> None:
     if model.num_prefix_tokens != 1 or default_readout(model) != "class":
         raise UserError(
             "vit-explain's rollout (legacy) knows models with one class token and no other prefix token only."
+        )
+
+
+@dataclass(frozen=True)
+class FlowGuide(_ModelGuide):
+    """Attention flow of `model` (`vitsal.flow.attention_flow`): one maximum flow per patch, seconds for an image.
+
+    Args:
+        model: a timm ViT in eval mode.
+        head_fusion: "mean", "max" or "min".
+        discard_ratio: fraction of each block's attention to drop, in [0, 1).
+
+    Raises:
+        UserError: unknown head fusion, discard ratio outside [0, 1).
+    """
+
+    head_fusion: str = "mean"
+    discard_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
+        check_number("discard ratio", self.discard_ratio, 0, 1, open_end="high")
+
+    def _saliency(self, images: Tensor) -> Tensor:
+        with record_attention(self.model, partial(fuse_heads, head_fusion=self.head_fusion)) as fused:
+            self.model(images)
+        return attention_flow(
+            fused,
+            num_prefix_tokens=self.model.num_prefix_tokens,
+            discard_ratio=self.discard_ratio,
+            readout=self.readout,
         )
 
 
@@ -217,7 +285,7 @@ def _lay_on(saliency: Tensor, size: tuple[int, int]) -> Tensor:
     return fit_grid(saliency[:, None], size)[:, 0]
 
 
-METHODS = ("rollout", "grad-rollout", "last-attention")  # those that explain a model
+METHODS = ("rollout", "grad-rollout", "last-attention", "grad-attention", "flow")  # those that explain a model
 GUIDES = (*METHODS, "student", "random", "center")
 
 
@@ -235,7 +303,7 @@ def make_guide(
     """Make a guide for images prepared for `target`.
 
     Args:
-        name: "rollout", "grad-rollout", "last-attention", "student", "random" or "center".
+        name: one of GUIDES.
         target: the ViT whose patches will be dropped.
         model: the ViT inside the guide; the target itself by default.
         student: the student, as `vitsal.students.load_student` gives it.
@@ -251,6 +319,8 @@ def make_guide(
         "rollout": lambda: RolloutGuide(inner, head_fusion, discard_ratio),
         "grad-rollout": lambda: GradientRolloutGuide(inner, category_index, discard_ratio),
         "last-attention": lambda: LastAttentionGuide(inner),
+        "grad-attention": lambda: GradientAttentionGuide(inner, category_index),
+        "flow": lambda: FlowGuide(inner, head_fusion, discard_ratio),
         "student": lambda: StudentGuide(student, target),
         "random": lambda: RandomGuide(grid_size(target), seed),
         "center": lambda: CenterGuide(grid_size(target)),

@@ -50,6 +50,11 @@ def fuse_gradient(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention * gradient).mean(dim=1).clamp_min(0).float()
 
 
+def fuse_positive_gradient(attention: Tensor, gradient: Tensor) -> Tensor:
+    """mean_h(max(0, A_h * dy/dA_h)), cut head by head: (B, H, N, N) twice -> (B, N, N) (Chefer et al., equation 5)."""
+    return (attention * gradient).clamp_min(0).mean(dim=1).float()
+
+
 def discard_lowest(fused: Tensor, discard_ratio: float, protect_class: bool = True) -> Tensor:
     """Set the lowest `discard_ratio` of each image's attention to zero: (B, N, N) -> (B, N, N).
 
@@ -168,3 +173,24 @@ def last_attention(fused: Tensor, *, num_prefix_tokens: int = 1, readout: str = 
     """
     row = readout_row(fused, num_prefix_tokens, readout)
     return (row[:, :, None] * fused).sum(dim=1)[:, num_prefix_tokens:]  # no bmm: autocast would round it to 16 bits
+
+
+def attention_relevance(fused: Sequence[Tensor], *, num_prefix_tokens: int = 1, readout: str = "class") -> Tensor:
+    """Relevance of each patch for a class: L matrices (B, N, N) -> saliency (B, P), raw.
+
+    R <- R + Â R, block by block from R = I (Chefer et al. 2021, arXiv:2103.15679, equation 6), of which only the row
+    that is read is carried back: row (I + Â_L) ... (I + Â_1). Unlike rollout it does not scale rows to 1, so that
+    blocks in which nothing speaks for the class count little.
+
+    Args:
+        fused: L matrices of `fuse_positive_gradient`, first block first.
+        num_prefix_tokens, readout: as in `attention_rollout`.
+
+    Example:
+        >>> attention_relevance([torch.tensor([[[0.0, 0.3, 0.1], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])])
+        tensor([[0.3000, 0.1000]])
+    """
+    row = readout_row(fused[-1], num_prefix_tokens, readout)
+    for attention in reversed(fused):
+        row = row + (row[:, :, None] * attention).sum(dim=1)
+    return row[:, num_prefix_tokens:]

@@ -15,16 +15,25 @@ from torch import Tensor, nn
 
 from vitsal.attention import attention_gradients
 from vitsal.dropping import forward_kept, top_k_patches
+from vitsal.flow import attention_flow
 from vitsal.guides import METHODS, check_category
 from vitsal.models import default_readout, grid_size
 from vitsal.plotting import hide_dropped, overlay, plot_learning_curves, show_pictures, to_pixels
-from vitsal.rollout import HEAD_FUSIONS, attention_rollout, fuse_gradient, fuse_heads, last_attention
+from vitsal.rollout import (
+    HEAD_FUSIONS,
+    attention_relevance,
+    attention_rollout,
+    fuse_gradient,
+    fuse_heads,
+    fuse_positive_gradient,
+    last_attention,
+)
 
 
 class RolloutExplorer(widgets.VBox):
     """Choose image, method, head fusion, discard ratio and drop ratio; see the map, the kept patches, the prediction.
 
-    Attention and its gradient are recorded once per image; a slider only redoes the rollout.
+    Attention and its gradient are recorded once per image, and each map is computed once; flow takes seconds, then.
 
     Args:
         model: a timm ViT in eval mode.
@@ -42,6 +51,7 @@ class RolloutExplorer(widgets.VBox):
         check_category(model, None)
         self.model, self.images, self.classes = model, images, classes
         self._recorded: tuple[int, list[Tensor], list[Tensor]] | None = None
+        self._maps: dict[tuple, Tensor] = {}
         self.image = widgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="image")
         self.method = widgets.Dropdown(options=METHODS, description="method")
         self.head_fusion = widgets.Dropdown(options=list(HEAD_FUSIONS), value="max", description="fusion")
@@ -75,19 +85,28 @@ class RolloutExplorer(widgets.VBox):
         return show_pictures([pictures], titles)
 
     def saliency(self) -> Tensor:
-        """The map of the chosen image and method, (gh, gw)."""
+        """The map of the chosen image and method, (gh, gw); computed once for each setting."""
+        setting = (self.image.value, self.method.value, self.head_fusion.value, self.discard_ratio.value)
+        if setting not in self._maps:
+            self._maps[setting] = self._explain().unflatten(1, grid_size(self.model))[0]
+        return self._maps[setting]
+
+    def _explain(self) -> Tensor:
+        """(1, P)."""
         attentions, gradients = self._record()
+        pairs = list(zip(attentions, gradients, strict=True))
+        method, fusion = self.method.value, self.head_fusion.value
         read = {"num_prefix_tokens": self.model.num_prefix_tokens, "readout": default_readout(self.model)}
-        if self.method.value == "last-attention":
-            row = last_attention(fuse_heads(attentions[-1], self.head_fusion.value), **read)
+        if method == "last-attention":
+            return last_attention(fuse_heads(attentions[-1], fusion), **read)
+        if method == "grad-attention":
+            return attention_relevance([fuse_positive_gradient(*pair) for pair in pairs], **read)
+        if method == "grad-rollout":
+            fused = [fuse_gradient(*pair) for pair in pairs]
         else:
-            by_gradient = self.method.value == "grad-rollout"
-            fused = [
-                fuse_gradient(attention, gradient) if by_gradient else fuse_heads(attention, self.head_fusion.value)
-                for attention, gradient in zip(attentions, gradients, strict=True)
-            ]
-            row = attention_rollout(fused, discard_ratio=self.discard_ratio.value, **read)
-        return row.unflatten(1, grid_size(self.model))[0]
+            fused = [fuse_heads(attention, fusion) for attention in attentions]
+        explain = attention_flow if method == "flow" else attention_rollout
+        return explain(fused, discard_ratio=self.discard_ratio.value, **read)
 
     def _record(self) -> tuple[list[Tensor], list[Tensor]]:
         if self._recorded is None or self._recorded[0] != self.image.value:
