@@ -57,6 +57,8 @@ def succeed(*arguments):
         ["--category-index", "3"],
         ["--method", "last-attention"],
         ["--head-fusion", "min"],
+        ["--method", "flow"],
+        ["--method", "grad-attention"],
     ],
 )
 def test_explain_writes_a_picture(picture, checkpoint, tmp_path, options):
@@ -86,6 +88,21 @@ def test_explain_draws_what_was_asked_for(picture, checkpoint, tmp_path):
     assert seen["default"] == seen["as default"]
     assert seen["class 3"] == seen["class 3, named"]
     assert len(set(seen.values())) == 4
+
+
+def test_a_folder_gives_a_contact_sheet(folder, checkpoint, tmp_path):
+    for number in range(3):
+        noise_image(tmp_path / "photos" / f"{number}.png", seed=number, size=(112, 112))
+    (tmp_path / "photos" / "3.jpg").write_text("these are my notes")
+    (tmp_path / "photos" / "notes.txt").write_text("these are my notes")
+    options = ["--model", MODEL, "--checkpoint", checkpoint, "--method", "rollout,flow,grad-attention"]
+    with pytest.warns(UserWarning, match="^1 images could not be read and were skipped: 3.jpg"):
+        succeed("explain", tmp_path / "photos", *options, "-o", tmp_path / "all.svg")
+    svg = (tmp_path / "all.svg").read_text()
+    words = ("0.png", "1.png", "2.png", "rollout", "flow", "grad-attention", MODEL)
+    assert all(f">{word}</text>" in svg for word in words)
+    succeed("explain", tmp_path / "photos", *options, "--limit", 2, "-o", tmp_path / "two.svg")
+    assert "1.png" not in (tmp_path / "two.svg").read_text()
 
 
 def drop_curve(folder, checkpoint, output, *more):
@@ -317,6 +334,11 @@ def test_bad_explain(fail, picture, checkpoint, tmp_path, options, said):
     good = ["explain", picture, "--model", MODEL, "--checkpoint", checkpoint, "-o", tmp_path / "out.png"]
     assert said in fail(*good, *options)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_explain_a_folder_without_images(fail, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "There is no image that can be read in the folder" in fail("explain", tmp_path / "empty", "--model", MODEL)
 
 
 def test_explain_a_text_file_named_jpg(fail, checkpoint, tmp_path):

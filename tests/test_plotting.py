@@ -13,13 +13,16 @@ from vitsal.plotting import (
     hide_dropped,
     overlay,
     plot_accuracy_against_throughput,
+    plot_attention_distances,
     plot_drop_curves,
     plot_learning_curves,
     plot_published,
     plot_speedups,
     save_figure,
     scale_map,
+    shorten,
     show_pictures,
+    tile_pictures,
     to_pixels,
     use_slide_style,
 )
@@ -118,6 +121,14 @@ def test_drop_curves_draw_the_table():
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((30, 95))
 
 
+def test_shorten():
+    assert [shorten("n01440764_tench.JPEG", most) for most in (20, 19, 8)] == [
+        "n01440764_tench.JPEG",
+        "n01440764…ench.JPEG",
+        "n01…PEG",
+    ]
+
+
 def test_published_curves():
     _, axis = plt.subplots()
     plot_published(axis, pd.DataFrame({"guide": ["a", "a"], "drop_percent": [0, 50], "top1": [0.8, 0.5]}), {"a": 2})
@@ -208,3 +219,27 @@ def test_learning_curves():
     assert np.allclose(training.get_xydata(), [(1, 0.6), (2, 0.4)])
     assert held_out.get_color() == training.get_color() != other.get_color()
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one", "two"]
+
+
+def test_tiles_by_hand():
+    pictures = torch.arange(3.0).view(3, 1, 1).expand(3, 1, 2)
+    gap = float("nan")
+    expected = [[0, 0, gap, 1, 1], [gap] * 5, [2, 2, gap, gap, gap]]
+    assert np.array_equal(tile_pictures(pictures, columns=2), expected, equal_nan=True)
+    colours = torch.rand(4, 2, 3, 3)
+    sheet = tile_pictures(colours, columns=2, gap=2)
+    assert sheet.shape == (6, 8, 3)
+    assert np.array_equal(sheet[4:, 5:], colours[3].numpy())
+
+
+def test_attention_distances_of_each_head():
+    _, axis = plt.subplots()
+    plot_attention_distances(axis, torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]), uniform=55)
+    points = axis.collections[0].get_offsets()
+    assert np.allclose(points, [(1, 10), (1, 20), (2, 30), (2, 40), (3, 50), (3, 60)])
+    (line,) = axis.get_lines()
+    assert set(line.get_ydata()) == {55}
+    assert line.get_linestyle() == "--"
+    assert list(axis.get_xticks()) == [1, 2, 3]
+    assert axis.get_ylim()[0] == 0
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one head", "uniform attention"]

@@ -11,6 +11,7 @@ import torch
 import typer
 from matplotlib.backend_bases import FigureCanvasBase
 from torch import nn
+from tqdm import tqdm
 
 from vitsal import benchmark as benchmarks
 from vitsal import recipes, requirements, results, runs
@@ -20,7 +21,7 @@ from vitsal.distillation import Recipe, accelerator_for, distill
 from vitsal.errors import UserError, check_choice
 from vitsal.evaluation import DropExperiment
 from vitsal.guides import GUIDES, METHODS, make_guide
-from vitsal.images import open_image
+from vitsal.images import open_images
 from vitsal.losses import LOSSES
 from vitsal.maps import TEACHERS, MapSettings, cache_maps, maps_folder
 from vitsal.models import grid_size, load_model, model_transform
@@ -38,7 +39,7 @@ from vitsal.options import (
     parse_run_arguments,
 )
 from vitsal.outcomes import COLUMNS, Outcomes
-from vitsal.plotting import overlay, show_pictures, to_pixels, use_slide_style
+from vitsal.plotting import overlay, shorten, show_pictures, to_pixels, use_slide_style
 from vitsal.processes import make_accelerator
 from vitsal.students import ARCHITECTURES, CELL, Student, load_student, load_students, new_student
 
@@ -48,31 +49,40 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
+    image: Annotated[Path, typer.Argument(help="An image file, or a folder of images, for a contact sheet.")],
     model: Annotated[str, typer.Option(help="Any timm ViT.")] = "deit_tiny_patch16_224",
     checkpoint: CheckpointOption = None,
     method: Annotated[
         str | None,
-        typer.Option(help="rollout, grad-rollout or last-attention; a category index asks for grad-rollout."),
+        typer.Option(
+            help=f"{', '.join(METHODS)}; several with commas between them. A category index asks for grad-rollout."
+        ),
     ] = None,
     head_fusion: HeadFusionOption = "max",
     discard_ratio: DiscardOption = 0.9,
     category_index: CategoryOption = None,
+    limit: Annotated[int, typer.Option(help="Images of a folder, spread evenly over it.", min=1)] = 6,
     device: DeviceOption = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .svg, .pdf, ...")] = Path(
         "explanation.png"
     ),
 ) -> None:
     """Draw which patches of an image matter to a ViT (vit-explain's options and defaults, any timm ViT)."""
-    method = check_choice("method", method or ("rollout" if category_index is None else "grad-rollout"), METHODS)
+    default = "rollout" if category_index is None else "grad-rollout"
+    methods = [check_choice("method", name.strip(), METHODS) for name in (method or default).split(",")]
     check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
-    picture = open_image(image)
+    pictures = open_images(image, limit)
     vit = load_model(model, checkpoint, device=find_device(device))
-    guide = make_guide(method, vit, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index)
-    images = model_transform(vit)(picture)[None].to(next(vit.parameters()).device)
-    pixels = to_pixels(images, vit)[0]
+    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
+    guides = [make_guide(name, vit, **options) for name in methods]
+    transform, rows = model_transform(vit), []
+    for picture in tqdm(pictures.values(), desc="images", mininterval=1, delay=2):
+        images = transform(picture)[None].to(next(vit.parameters()).device)
+        pixels = to_pixels(images, vit)[0]
+        rows.append([pixels, *(overlay(pixels, guide(images)[0].cpu()) for guide in guides)])
     use_slide_style()
-    figure = show_pictures([[pixels, overlay(pixels, guide(images)[0].cpu())]], [image.name, f"{method}, {model}"])
+    figure = show_pictures(rows, ["image", *methods], [shorten(name, max(8, 40 // len(pictures))) for name in pictures])
+    figure.suptitle(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     print(output)

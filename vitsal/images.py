@@ -59,6 +59,34 @@ def open_image(path: str | Path) -> Image.Image:
         raise UserError(f"{path} cannot be read as an image: {error}.") from error
 
 
+def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
+    """Open one image file, or those of a folder: name -> image, RGB. In a folder, broken ones are skipped and named.
+
+    Args:
+        path: the file or folder.
+        limit: number of files at most, spread evenly over the folder in the order of their names.
+
+    Raises:
+        UserError: no file, one that is no image, or no image in the folder that can be read.
+    """
+    if not Path(path).is_dir():
+        return {Path(path).name: open_image(path)}
+    endings = Image.registered_extensions()
+    files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in endings)
+    opened, skipped = {}, {}
+    for file in (files[index] for index in spread(len(files), limit)):
+        try:
+            opened[file.name] = open_image(file)
+        except UserError as error:
+            skipped[file.name] = str(error)
+    if not opened:
+        raise UserError(
+            f"There is no image that can be read in the folder {path} ({len(files)} files looked like one)."
+        )
+    warn_of_skipped(skipped)
+    return opened
+
+
 def decode(source: Image.Image | BinaryIO | str | Path) -> Image.Image:
     """Decode a file, or take an image as it is; RGB either way."""
     if isinstance(source, Image.Image):

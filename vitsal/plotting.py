@@ -102,6 +102,12 @@ def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], r
     return figure
 
 
+def shorten(name: str, most: int) -> str:
+    """A name that fits beside a picture: its middle left out where it is longer than `most` characters."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
 def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
     """Draw accuracy against drop ratio, one curve per guide, with its 95 % band.
 
@@ -217,3 +223,37 @@ def plot_learning_curves(axis: Axes, histories: Mapping[str, pd.DataFrame]) -> N
     axis.set(xlabel="epoch", ylabel="divergence (nats)", ylim=(0, None))
     axis.grid(axis="y", alpha=0.3)
     axis.legend()
+
+
+def tile_pictures(pictures: np.ndarray | Tensor, columns: int, gap: int = 1) -> np.ndarray:
+    """Lay small pictures side by side, row by row: (n, h, w) or (n, h, w, 3) -> one picture with gaps between them.
+
+    Gaps, and places without a picture, are not a number, which matplotlib leaves blank.
+    """
+    pictures = np.asarray(torch.as_tensor(pictures).cpu(), dtype=np.float32)
+    count, height, width, *channels = pictures.shape
+    rows = -(-count // columns)
+    size = (rows * (height + gap) - gap, columns * (width + gap) - gap, *channels)
+    sheet = np.full(size, np.nan, dtype=np.float32)
+    for number, picture in enumerate(pictures):
+        top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def plot_attention_distances(axis: Axes, distances: Tensor, uniform: float) -> None:
+    """Draw each head's mean attention distance over the blocks, one dot per head.
+
+    Args:
+        axis: where to draw.
+        distances: (L, H) in pixels, as `vitsal.probing.mean_attention_distance` returns its means.
+        uniform: the distance of attention to all patches alike, dashed.
+    """
+    num_blocks, num_heads = distances.shape
+    blocks = torch.arange(1, num_blocks + 1).repeat_interleave(num_heads)
+    axis.scatter(blocks, distances.flatten(), s=90, color=COLOURS[0], alpha=0.8, label="one head")
+    axis.axhline(uniform, color="black", ls="--", lw=1.5, label="uniform attention")
+    axis.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, None))
+    axis.set_xticks(range(1, num_blocks + 1, -(-num_blocks // 8)))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(loc="lower right")
