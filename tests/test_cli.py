@@ -17,8 +17,11 @@ from test_runs import COUNT, PARAMETERS, write_notebook
 from typer.testing import CliRunner
 
 from vitsal import cli, recipes
+from vitsal.data import open_data
 from vitsal.errors import UserError
-from vitsal.models import load_model
+from vitsal.images import batches
+from vitsal.models import load_model, model_transform
+from vitsal.probing import mean_attention_distance
 
 MODEL = "vitsal_digits_guide"
 
@@ -414,3 +417,41 @@ def test_pipeline_benchmark():
     rows = [line.split()[:2] for line in shown.splitlines()[2:]]
     assert rows == [["none", "1.0000"], ["convnet", "0.5000"], ["transformer", "0.5000"]]
     assert "bfloat16" in succeed("benchmark", "dropping", "--precision", "bfloat16", *options)
+
+
+def test_video_side_by_side(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(5):
+            pixels = np.random.default_rng(number).integers(256, size=(48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    models = "vitsal_digits_guide, vitsal_digits_target"
+    succeed("video", tmp_path / "in.mp4", tmp_path / "out.mp4", "--model", models, "--device", "cpu")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 5
+    assert frames[0].shape == (48, 3 * 64, 3)
+    assert np.abs(frames[0][:, 64:128].astype(int) - frames[0][:, 128:]).mean() > 1  # two models, two maps
+
+
+def test_bad_video(fail, tmp_path):
+    assert "There is no video file at gone.mp4." in fail("video", "gone.mp4", tmp_path / "out.mp4", "--model", MODEL)
+    assert "Unknown method 'rolout'" in fail("video", "gone.mp4", "out.mp4", "--method", "rolout")
+
+
+def test_probe_writes_a_table_and_a_figure(tmp_path):
+    """The table's means are those of the module, over the same images."""
+    options = ["--data", "digits", "--split", "test", "--limit", 6, "--batch-size", 4, "--device", "cpu"]
+    succeed("probe", "--model", "vitsal_digits_guide, vitsal_digits_target", *options, "-o", tmp_path / "p")
+    table = pd.read_csv(tmp_path / "p" / "attention_distance.csv")
+    vit = load_model(MODEL)
+    stream = (batch.images for batch in batches(open_data("digits", model_transform(vit), split="test"), 6, limit=6))
+    expected, _ = mean_attention_distance(vit, stream)
+    ours = table[table.model == MODEL].pivot_table("mean_px", "block", "head").to_numpy()
+    assert np.allclose(ours, expected.numpy(), rtol=1e-5)
+    assert set(table.model) == {MODEL, "vitsal_digits_target"}
+    assert (tmp_path / "p" / "probe.png").stat().st_size > 10_000

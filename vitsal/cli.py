@@ -9,19 +9,17 @@ from typing import Annotated
 
 import torch
 import typer
-from matplotlib.backend_bases import FigureCanvasBase
 from torch import nn
-from tqdm import tqdm
 
 from vitsal import benchmark as benchmarks
 from vitsal import recipes, requirements, results, runs
+from vitsal.cli_pictures import explain, probe, video
 from vitsal.comparison import recovered_share
 from vitsal.data import open_data
 from vitsal.distillation import Recipe, accelerator_for, distill
 from vitsal.errors import UserError, check_choice
 from vitsal.evaluation import DropExperiment
-from vitsal.guides import GUIDES, METHODS, make_guide
-from vitsal.images import open_images
+from vitsal.guides import GUIDES, make_guide
 from vitsal.losses import LOSSES
 from vitsal.maps import TEACHERS, MapSettings, cache_maps, maps_folder
 from vitsal.models import grid_size, load_model, model_transform
@@ -39,7 +37,6 @@ from vitsal.options import (
     parse_run_arguments,
 )
 from vitsal.outcomes import COLUMNS, Outcomes
-from vitsal.plotting import overlay, shorten, show_pictures, to_pixels, use_slide_style
 from vitsal.processes import make_accelerator
 from vitsal.students import ARCHITECTURES, CELL, Student, load_student, load_students, new_student
 
@@ -47,45 +44,8 @@ BENCHMARKS = ("rollout", "dropping", "student", "pipeline")
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
-@app.command()
-def explain(
-    image: Annotated[Path, typer.Argument(help="An image file, or a folder of images, for a contact sheet.")],
-    model: Annotated[str, typer.Option(help="Any timm ViT.")] = "deit_tiny_patch16_224",
-    checkpoint: CheckpointOption = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(METHODS)}; several with commas between them. A category index asks for grad-rollout."
-        ),
-    ] = None,
-    head_fusion: HeadFusionOption = "max",
-    discard_ratio: DiscardOption = 0.9,
-    category_index: CategoryOption = None,
-    limit: Annotated[int, typer.Option(help="Images of a folder, spread evenly over it.", min=1)] = 6,
-    device: DeviceOption = "auto",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .svg, .pdf, ...")] = Path(
-        "explanation.png"
-    ),
-) -> None:
-    """Draw which patches of an image matter to a ViT (vit-explain's options and defaults, any timm ViT)."""
-    default = "rollout" if category_index is None else "grad-rollout"
-    methods = [check_choice("method", name.strip(), METHODS) for name in (method or default).split(",")]
-    check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
-    pictures = open_images(image, limit)
-    vit = load_model(model, checkpoint, device=find_device(device))
-    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    guides = [make_guide(name, vit, **options) for name in methods]
-    transform, rows = model_transform(vit), []
-    for picture in tqdm(pictures.values(), desc="images", mininterval=1, delay=2):
-        images = transform(picture)[None].to(next(vit.parameters()).device)
-        pixels = to_pixels(images, vit)[0]
-        rows.append([pixels, *(overlay(pixels, guide(images)[0].cpu()) for guide in guides)])
-    use_slide_style()
-    figure = show_pictures(rows, ["image", *methods], [shorten(name, max(8, 40 // len(pictures))) for name in pictures])
-    figure.suptitle(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
-    print(output)
+for command in (explain, video, probe):
+    app.command()(command)
 
 
 @app.command()
