@@ -142,7 +142,7 @@ class DropExperiment:
         journal = Journal()
         if folder is not None and accelerator.is_main_process:
             journal = Journal(journal_file(folder, self.subject), self.subject)
-        parts = _same_on_all([self._missing(journal)])[0]
+        parts = _same_on_all(self._missing(journal))
         with self._progress_bar(journal, parts, progress and accelerator.is_main_process) as bar:
             for cells, indices in parts:
                 for rows in self._answers(accelerator, cells, indices, batch_size, num_workers, strict):
@@ -151,7 +151,7 @@ class DropExperiment:
                 if isinstance(indices, slice) and (self.limit is None or journal.length < self.limit):
                     journal.end()
         known = journal.outcomes(self._asked(journal), self.cells)
-        outcomes = replace(_same_on_all([known])[0], about=self.about)
+        outcomes = replace(_same_on_all(known), about=self.about)
         if accelerator.is_main_process:
             warn_of_skipped(outcomes.skipped)
         return outcomes
@@ -231,9 +231,9 @@ class DropExperiment:
         return torch.stack(predictions, dim=1)
 
 
-def _same_on_all(objects: list) -> list:
+def _same_on_all(value: Any) -> Any:
     """What the main process has, on every process."""
-    return broadcast_object_list(objects)
+    return broadcast_object_list([value])[0]
 
 
 def check_labels(labels: Tensor, target: nn.Module) -> None:

@@ -54,7 +54,25 @@ class _ModelGuide:
 
 
 @dataclass(frozen=True)
-class RolloutGuide(_ModelGuide):
+class _FusedGuide(_ModelGuide):
+    """What guides share that fuse the heads of each block and discard its lowest attention."""
+
+    head_fusion: str = "mean"
+    discard_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
+        check_number("discard ratio", self.discard_ratio, 0, 1, open_end="high")
+
+    def _fused(self, images: Tensor) -> list[Tensor]:
+        """Attention with its heads fused, first block first: (B, 3, H, W) -> L matrices (B, N, N)."""
+        with record_attention(self.model, partial(fuse_heads, head_fusion=self.head_fusion)) as fused:
+            self.model(images)
+        return fused
+
+
+@dataclass(frozen=True)
+class RolloutGuide(_FusedGuide):
     """Attention rollout of `model` (`vitsal.rollout.attention_rollout`).
 
     Args:
@@ -67,19 +85,15 @@ class RolloutGuide(_ModelGuide):
         UserError: unknown head fusion, discard ratio outside [0, 1).
     """
 
-    head_fusion: str = "mean"
-    discard_ratio: float = 0.0
     legacy: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
-        check_number("discard ratio", self.discard_ratio, 0, 1, open_end="high")
+        super().__post_init__()
         if self.legacy:
             _check_legacy(self.model)
 
     def _saliency(self, images: Tensor) -> Tensor:
-        with record_attention(self.model, partial(fuse_heads, head_fusion=self.head_fusion)) as fused:
-            self.model(images)
+        fused = self._fused(images)
         if self.legacy:
             return legacy_rollout(fused, discard_ratio=self.discard_ratio)
         return attention_rollout(
@@ -175,7 +189,7 @@ def _check_legacy(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class FlowGuide(_ModelGuide):
+class FlowGuide(_FusedGuide):
     """Attention flow of `model` (`vitsal.flow.attention_flow`): one maximum flow per patch, seconds for an image.
 
     Args:
@@ -187,18 +201,9 @@ class FlowGuide(_ModelGuide):
         UserError: unknown head fusion, discard ratio outside [0, 1).
     """
 
-    head_fusion: str = "mean"
-    discard_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
-        check_number("discard ratio", self.discard_ratio, 0, 1, open_end="high")
-
     def _saliency(self, images: Tensor) -> Tensor:
-        with record_attention(self.model, partial(fuse_heads, head_fusion=self.head_fusion)) as fused:
-            self.model(images)
         return attention_flow(
-            fused,
+            self._fused(images),
             num_prefix_tokens=self.model.num_prefix_tokens,
             discard_ratio=self.discard_ratio,
             readout=self.readout,

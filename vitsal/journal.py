@@ -49,6 +49,7 @@ class Journal:
         self.labels: dict[int, int] = {}
         self.skipped: dict[int, str] = {}
         self.classes: dict[Cell, np.ndarray] = {}
+        self.length = 0  # one more than the highest sample number known: where a stream is to be continued
         self.ended = False
         if path is None:
             return
@@ -56,11 +57,6 @@ class Journal:
             self._read()
         else:
             self._write([json.dumps({"subject": self.subject})])
-
-    @property
-    def length(self) -> int:
-        """One more than the highest sample number known: where a stream is to be continued."""
-        return max(self.names, default=-1) + 1
 
     def add(self, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         """Take samples with a class for each of these cells; a sample that is there already is the same again."""
@@ -97,9 +93,9 @@ class Journal:
 
     def _classes(self, cell: Cell) -> np.ndarray:
         """Classes by sample number, at least as long as there are samples, UNKNOWN where there is none."""
-        column = self.classes.setdefault(cell, np.full(1024, UNKNOWN, dtype=np.int32))
+        column = self.classes.get(cell, np.empty(0, dtype=np.int32))
         if len(column) <= self.length:
-            longer = np.full(2 * self.length, UNKNOWN, dtype=np.int32)
+            longer = np.full(max(1024, 2 * self.length), UNKNOWN, dtype=np.int32)
             longer[: len(column)] = column
             self.classes[cell] = column = longer
         return column
@@ -115,6 +111,7 @@ class Journal:
         rows = [Row(*row) for row in record.get("rows", [])]
         for row in rows:
             self.names[row.index], self.labels[row.index] = row.name, row.label
+            self.length = max(self.length, row.index + 1)
             if row.problem:
                 self.skipped[row.index] = row.problem
         indices = [row.index for row in rows]
