@@ -12,7 +12,7 @@ from helpers import noise_image, save_image, write_shards
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from vitsal.data import imagenet_labels, open_data
+from vitsal.data import imagenet_labels, open_data, open_pictures
 from vitsal.errors import UserError
 from vitsal.images import batches, open_image, spread, warn_of_skipped
 
@@ -302,3 +302,22 @@ def test_order_does_not_depend_on_how_the_folder_was_written(tmp_path):
     for name in random.Random(0).sample(names, len(names)):
         save_image(tmp_path / name)
     assert collect(open_data(str(tmp_path), to_tensor))[0] == names
+
+
+def test_pictures_as_they_are(folder):
+    (folder / "dog" / "0.png").write_bytes(b"broken")  # sample 4, the only one of the three that cannot be read
+    pictures = open_pictures(str(folder), 2)
+    assert list(pictures) == ["cat/0.png"]
+    pictures = open_pictures(str(folder), 3)
+    assert list(pictures) == ["cat/0.png", "cat/3.png", "dog/2.png"]
+    for name, picture in pictures.items():
+        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(folder / name).convert("RGB")))
+
+
+def test_pictures_of_a_stream(folder, tmp_path):
+    paths = sorted(folder.glob("*/*.png"))
+    write_shards([(path, index) for index, path in enumerate(paths)], tmp_path / "shards", shard_size=3)
+    pictures = open_pictures(f"wds/{tmp_path}/shards", 2, split="val-{0..2}.tar")
+    assert list(pictures) == ["sample 00000000", "sample 00000001"]
+    for picture, path in zip(pictures.values(), paths, strict=False):
+        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(path).convert("RGB")))

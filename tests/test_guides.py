@@ -5,10 +5,11 @@ import torch
 from helpers import assert_close, randomise
 from torch.nn import functional as F
 
-from vitsal.attention import attention_gradients, record_attention
+from vitsal.attention import AttentionRecord, record_attention
 from vitsal.errors import UserError
 from vitsal.guides import (
     GUIDES,
+    METHODS,
     AdaptedGuide,
     CenterGuide,
     GradientRolloutGuide,
@@ -17,6 +18,7 @@ from vitsal.guides import (
     RolloutGuide,
     make_guide,
 )
+from vitsal.model_guides import HeadGuide
 from vitsal.models import convert_images, load_model
 from vitsal.rollout import attention_rollout, fuse_gradient, fuse_heads
 from vitsal.students import Student
@@ -67,7 +69,7 @@ def test_gradient_rollout_guide_explains_the_class_asked_for(tiny_vit, images):
 
 def test_gradient_of_the_last_block_by_hand(tiny_vit, images):
     """Only the class row of the last block reaches the logit: everything else has no gradient."""
-    gradient = attention_gradients(tiny_vit, images, 0)[1][-1]
+    gradient = AttentionRecord(tiny_vit, images).gradients(0)[-1]
     assert gradient[:, :, 0].abs().min() > 0
     assert gradient[:, :, 1:].abs().max() == 0
 
@@ -211,3 +213,25 @@ def test_all_together_on_a_non_square_target():
     student = Student(grid_size=(4, 4), width=4).eval()
     for name in GUIDES:
         assert make_guide(name, target, model=inner, student=student)(torch.randn(2, 3, 96, 64)).shape == (2, 6, 4)
+
+
+@pytest.mark.parametrize(("block", "head", "words"), [(3, 0, "no block 3: this model has 3"), (0, 3, "no head 3")])
+def test_head_guide_needs_a_block_and_a_head_that_are_there(tiny_vit, block, head, words):
+    with pytest.raises(UserError, match=words):
+        HeadGuide(tiny_vit, block, head)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recorded_pass_explains_as_a_pass_of_its_own(tiny_vit, images, name):
+    guide = make_guide(name, tiny_vit, head_fusion="max", discard_ratio=0.5)
+    assert_close(guide.explain(AttentionRecord(tiny_vit, images)), guide(images))
+
+
+def test_one_record_gives_the_gradients_of_any_class(tiny_vit, images):
+    record = AttentionRecord(tiny_vit, images)
+    for category in (4, 1, 4):
+        alone = AttentionRecord(tiny_vit, images).gradients(category)
+        for mine, theirs in zip(record.gradients(category), alone, strict=True):
+            assert torch.equal(mine, theirs)
+    assert_close(record.logits, tiny_vit(images))
+    assert not record.attentions[0].requires_grad

@@ -102,16 +102,50 @@ def attention_of(model: nn.Module, index: int) -> nn.Module:
     )
 
 
-def attention_gradients(
-    model: nn.Module, images: Tensor, category_index: int | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Attention of every block, and the gradient of one class logit to it: two lists of L tensors (B, H, N, N).
+def check_block(model: nn.Module, block: int) -> None:
+    """Raise UserError if `model` has no block of this number."""
+    depth = len(model.blocks)
+    if not -depth <= block < depth:
+        raise UserError(f"There is no block {block}: this model has {depth}, 0 to {depth - 1}, or -{depth} to -1.")
 
-    The images do not influence each other, so the gradient of the summed logits holds each image's own.
+
+class AttentionRecord:
+    """Attention of every block during one forward pass, and on demand the gradient of any class's logit to it.
+
+    The pass stays in the autograd graph, so that another class takes another backward pass only; memory for it is held
+    as long as the record is.
+
+    Args:
+        model: a timm ViT in eval mode.
+        images: as `model_transform(model)` makes them, (B, 3, H, W).
+
+    Attributes:
+        attentions: L tensors (B, H, N, N), detached, first block first.
+        logits: (B, classes), detached.
+
+    Raises:
+        AttentionNotRecorded: see `record_attention`.
     """
-    with torch.enable_grad(), record_attention(model, with_gradient=True) as attentions:
-        logits = model(images)
-        category = logits.argmax(dim=1) if category_index is None else torch.full_like(logits[:, 0], category_index)
-        chosen = logits.gather(1, category.long()[:, None]).sum()
-        gradients = torch.autograd.grad(chosen, attentions)
-    return [attention.detach() for attention in attentions], list(gradients)
+
+    @torch.inference_mode(False)
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.images = images.clone() if images.is_inference() else images
+        with torch.enable_grad(), record_attention(model, with_gradient=True) as attentions:
+            logits = model(self.images)
+        self._graph = attentions, logits
+        self._gradients: dict[int | None, list[Tensor]] = {}
+        self.attentions = [attention.detach() for attention in attentions]
+        self.logits = logits.detach()
+
+    @torch.inference_mode(False)
+    def gradients(self, category_index: int | None = None) -> list[Tensor]:
+        """Gradient of one class's logit to each block's attention, L tensors (B, H, N, N); None: the predicted class.
+
+        The images do not influence each other, so the gradient of the summed logits holds each image's own.
+        """
+        if category_index not in self._gradients:
+            attentions, logits = self._graph
+            category = logits.argmax(dim=1) if category_index is None else torch.full_like(logits[:, 0], category_index)
+            chosen = logits.gather(1, category.long()[:, None]).sum()
+            self._gradients[category_index] = list(torch.autograd.grad(chosen, attentions, retain_graph=True))
+        return self._gradients[category_index]

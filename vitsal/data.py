@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torchvision
+from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 from timm.data.readers import create_reader
 
 from vitsal.errors import UserError
-from vitsal.images import IndexedImages, StreamedImages, Transform
+from vitsal.images import IndexedImages, StreamedImages, Transform, spread, to_rgb
 from vitsal.scenes import DigitScenes
 
 STREAMS = ("hfids/", "wds/", "tfds/")
@@ -46,6 +48,23 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
         name = f"{source}, {split}"
         return IndexedImages(reader.__getitem__, reader.filename, len(reader), transform, source=name)
     return _open_folder(Path(source), transform, source)
+
+
+def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict[str, Image.Image]:
+    """A few pictures of a data set as they are, before any transform: name -> picture, RGB.
+
+    Args:
+        source, split: as `open_data` takes them.
+        limit: how many at most, spread evenly over the data, or the first of a stream; those that cannot be read are
+            left out.
+
+    Raises:
+        UserError: nothing there, or no images in it.
+    """
+    dataset = open_data(source, to_rgb, split=split)
+    streamed = isinstance(dataset, StreamedImages)
+    samples = islice(dataset, limit) if streamed else (dataset[index] for index in spread(len(dataset), limit))
+    return {dataset.name(sample.index): sample.image for sample in samples if sample.image is not None}
 
 
 def _open_stream(source: str, transform: Transform, split: str) -> StreamedImages:

@@ -5,219 +5,23 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vitsal.attention import attention_gradients, record_attention
-from vitsal.errors import UserError, check_choice, check_number
-from vitsal.flow import attention_flow
-from vitsal.legacy import legacy_gradient_rollout, legacy_rollout
-from vitsal.models import convert_images, default_readout, denormalize, grid_size
-from vitsal.rollout import (
-    HEAD_FUSIONS,
-    attention_relevance,
-    attention_rollout,
-    fuse_gradient,
-    fuse_heads,
-    fuse_positive_gradient,
-    last_attention,
+from vitsal.errors import UserError, check_choice
+from vitsal.model_guides import (
+    FlowGuide,
+    GradientAttentionGuide,
+    GradientRolloutGuide,
+    LastAttentionGuide,
+    ModelGuide,
+    RolloutGuide,
 )
+from vitsal.models import convert_images, denormalize, grid_size
 from vitsal.students import Student, downsample, fit_grid
 
 Guide = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _ModelGuide:
-    """What guides with a ViT inside share: `model` sees the images, the map is laid on its own patch grid.
-
-    `images` are in the model's own normalisation and size, as `model_transform(model)` makes them; `AdaptedGuide` takes
-    images prepared for another model.
-    """
-
-    model: nn.Module
-
-    @property
-    def readout(self) -> str:
-        return default_readout(self.model)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Saliency of a batch: (B, 3, H, W) -> (B, gh, gw)."""
-        return self._saliency(images).unflatten(1, grid_size(self.model, images))
-
-    def _saliency(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, P)."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class _FusedGuide(_ModelGuide):
-    """What guides share that fuse the heads of each block and discard its lowest attention."""
-
-    head_fusion: str = "mean"
-    discard_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
-        check_number("discard ratio", self.discard_ratio, 0, 1, open_end="high")
-
-    def _fused(self, images: Tensor) -> list[Tensor]:
-        """Attention with its heads fused, first block first: (B, 3, H, W) -> L matrices (B, N, N)."""
-        with record_attention(self.model, partial(fuse_heads, head_fusion=self.head_fusion)) as fused:
-            self.model(images)
-        return fused
-
-
-@dataclass(frozen=True)
-class RolloutGuide(_FusedGuide):
-    """Attention rollout of `model` (`vitsal.rollout.attention_rollout`).
-
-    Args:
-        model: a timm ViT in eval mode.
-        head_fusion: "mean", "max" or "min".
-        discard_ratio: fraction of each block's attention to drop, in [0, 1).
-        legacy: vit-explain's published arithmetic instead (`vitsal.legacy`), for comparison only.
-
-    Raises:
-        UserError: unknown head fusion, discard ratio outside [0, 1).
-    """
-
-    legacy: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.legacy:
-            _check_legacy(self.model)
-
-    def _saliency(self, images: Tensor) -> Tensor:
-        fused = self._fused(images)
-        if self.legacy:
-            return legacy_rollout(fused, discard_ratio=self.discard_ratio)
-        return attention_rollout(
-            fused,
-            num_prefix_tokens=self.model.num_prefix_tokens,
-            discard_ratio=self.discard_ratio,
-            readout=self.readout,
-        )
-
-
-@dataclass(frozen=True)
-class GradientRolloutGuide(_ModelGuide):
-    """Gradient rollout of `model`: each head's attention weighed by the gradient of a class logit to it.
-
-    Args:
-        model: a timm ViT in eval mode, with a classifier.
-        category_index: the class to explain; None explains the class that the model predicts, image by image.
-        discard_ratio: fraction of each block's weighted attention to drop, in [0, 1).
-        legacy: vit-explain's published arithmetic instead (`vitsal.legacy`), for comparison only.
-
-    Raises:
-        UserError: no classifier, a class that the model does not have, discard ratio outside [0, 1).
-    """
-
-    category_index: int | None = None
-    discard_ratio: float = 0.0
-    legacy: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("discard ratio", self.discard_ratio, 0, 1, open_end="high")
-        check_category(self.model, self.category_index)
-        if self.legacy:
-            _check_legacy(self.model)
-
-    @torch.inference_mode(False)
-    def _saliency(self, images: Tensor) -> Tensor:
-        images = images.clone() if images.is_inference() else images
-        attentions, gradients = attention_gradients(self.model, images, self.category_index)
-        if self.legacy:
-            return legacy_gradient_rollout(attentions, gradients, discard_ratio=self.discard_ratio)
-        return attention_rollout(
-            [fuse_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)],
-            num_prefix_tokens=self.model.num_prefix_tokens,
-            discard_ratio=self.discard_ratio,
-            readout=self.readout,
-        )
-
-
-@dataclass(frozen=True)
-class GradientAttentionGuide(_ModelGuide):
-    """Gradient times attention of `model`, after Chefer et al. 2021 (`vitsal.rollout.attention_relevance`).
-
-    Args:
-        model: a timm ViT in eval mode, with a classifier.
-        category_index: the class to explain; None explains the class that the model predicts, image by image.
-
-    Raises:
-        UserError: no classifier, or a class that the model does not have.
-    """
-
-    category_index: int | None = None
-
-    def __post_init__(self) -> None:
-        check_category(self.model, self.category_index)
-
-    @torch.inference_mode(False)
-    def _saliency(self, images: Tensor) -> Tensor:
-        images = images.clone() if images.is_inference() else images
-        attentions, gradients = attention_gradients(self.model, images, self.category_index)
-        return attention_relevance(
-            [fuse_positive_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)],
-            num_prefix_tokens=self.model.num_prefix_tokens,
-            readout=self.readout,
-        )
-
-
-def check_category(model: nn.Module, category_index: int | None) -> None:
-    """Raise UserError if `model` has no classifier or does not have this class (None: any)."""
-    if not model.num_classes:
-        raise UserError("Gradient rollout explains a class, and this model has no classifier; use attention rollout.")
-    if category_index is not None and not 0 <= category_index < model.num_classes:
-        raise UserError(
-            f"Category index {category_index} is not a class of this model: it has {model.num_classes} classes, "
-            f"0 to {model.num_classes - 1}."
-        )
-
-
-def _check_legacy(model: nn.Module) -> None:
-    if model.num_prefix_tokens != 1 or default_readout(model) != "class":
-        raise UserError(
-            "vit-explain's rollout (legacy) knows models with one class token and no other prefix token only."
-        )
-
-
-@dataclass(frozen=True)
-class FlowGuide(_FusedGuide):
-    """Attention flow of `model` (`vitsal.flow.attention_flow`): one maximum flow per patch, seconds for an image.
-
-    Args:
-        model: a timm ViT in eval mode.
-        head_fusion: "mean", "max" or "min".
-        discard_ratio: fraction of each block's attention to drop, in [0, 1).
-
-    Raises:
-        UserError: unknown head fusion, discard ratio outside [0, 1).
-    """
-
-    def _saliency(self, images: Tensor) -> Tensor:
-        return attention_flow(
-            self._fused(images),
-            num_prefix_tokens=self.model.num_prefix_tokens,
-            discard_ratio=self.discard_ratio,
-            readout=self.readout,
-        )
-
-
-@dataclass(frozen=True)
-class LastAttentionGuide(_ModelGuide):
-    """Last block's attention, mean over heads, from the class token (or the mean patch) to the patches."""
-
-    def _saliency(self, images: Tensor) -> Tensor:
-        with record_attention(self.model, fuse_heads, blocks=[-1]) as fused:
-            self.model(images)
-        return last_attention(fused[0], num_prefix_tokens=self.model.num_prefix_tokens, readout=self.readout)
 
 
 @dataclass(frozen=True)
@@ -263,7 +67,7 @@ class AdaptedGuide:
     Its map is laid on the target's grid, interpolated bilinearly where the grids differ.
     """
 
-    guide: _ModelGuide
+    guide: ModelGuide
     target: nn.Module
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -331,5 +135,5 @@ def make_guide(
         "center": lambda: CenterGuide(grid_size(target)),
     }
     guide = makers[check_choice("guide", name, GUIDES)]()
-    needs_adapting = isinstance(guide, _ModelGuide) and inner is not target
+    needs_adapting = isinstance(guide, ModelGuide) and inner is not target
     return AdaptedGuide(guide, target) if needs_adapting else guide

@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -46,7 +47,7 @@ class Batch:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open one image file as RGB.
+    """Open one image file as RGB, turned upright where its camera says how it was held.
 
     Raises:
         UserError: there is no such file, or it is no image that can be decoded.
@@ -54,7 +55,8 @@ def open_image(path: str | Path) -> Image.Image:
     if not Path(path).is_file():
         raise UserError(f"There is no image file at {path}.")
     try:
-        return decode(path)
+        with Image.open(path) as image:
+            return upright(image)
     except BROKEN_IMAGE as error:
         raise UserError(f"{path} cannot be read as an image: {error}.") from error
 
@@ -88,11 +90,23 @@ def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
 
 
 def decode(source: Image.Image | BinaryIO | str | Path) -> Image.Image:
-    """Decode a file, or take an image as it is; RGB either way."""
+    """Decode a file, or take an image as it is; RGB either way, as stored: data sets are read as timm reads them."""
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return to_rgb(source)
     with Image.open(source) as image:
-        return image.convert("RGB")
+        return to_rgb(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as RGB, turned as its EXIF orientation says: photographs from telephones often lie on their side."""
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB; 16 bits are scaled to 8, where Pillow's conversion would turn all but the darkest white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 class IndexedImages(Dataset):

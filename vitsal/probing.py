@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vitsal.attention import record_attention
+from vitsal.attention import check_block, record_attention
 from vitsal.errors import UserError
 from vitsal.models import default_readout, grid_size
 from vitsal.rollout import last_attention
@@ -192,9 +192,7 @@ def head_maps(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
     Raises:
         UserError: the model has no such block.
     """
-    depth = len(model.blocks)
-    if not -depth <= block < depth:
-        raise UserError(f"There is no block {block}: this model has {depth}, 0 to {depth - 1}, or -{depth} to -1.")
+    check_block(model, block)
     with _probing(model), record_attention(model, blocks=[block]) as maps:
         model(images)
     each_head = last_attention(

@@ -14,12 +14,11 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitsal.attention import record_attention
 from vitsal.guides import Guide
 from vitsal.images import Transform
-from vitsal.models import default_readout, grid_size, input_size
+from vitsal.models import input_size
 from vitsal.plotting import HEAT_MAP, scale_map
-from vitsal.rollout import last_attention
+from vitsal.probing import head_maps
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,9 @@ class HeadsGuide:
 
     model: nn.Module
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Attention of a batch: (B, 3, H, W) -> (B, heads, gh, gw)."""
-        with record_attention(self.model, lambda attention: attention, blocks=[-1]) as recorded:
-            self.model(images)
-        prefix, readout = self.model.num_prefix_tokens, default_readout(self.model)
-        flat = last_attention(recorded[0].flatten(0, 1), num_prefix_tokens=prefix, readout=readout)
-        return flat.unflatten(0, (len(images), -1)).unflatten(2, grid_size(self.model, images))
+        """Attention of a batch, see `vitsal.probing.head_maps`: (B, 3, H, W) -> (B, heads, gh, gw)."""
+        return head_maps(self.model, images)
 
 
 def whole_frame_transform(model: nn.Module) -> Transform:

@@ -1,0 +1,42 @@
+"""Names of a model's classes, and the classes that it thinks likeliest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class, by number and name, and the probability that the model gives it."""
+
+    index: int
+    name: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.name} ({100 * self.probability:.0f} %)"
+
+
+def class_names(model: nn.Module) -> list[str]:
+    """A name for each of the model's classes, its first synonym where it has several.
+
+    Names that the model brings along from the hub, or ImageNet's for its numbers of classes (1,000, 21,841, ...), or
+    else the numbers.
+    """
+    own = model.pretrained_cfg.get("label_names") or []
+    if len(own) == model.num_classes:
+        return [str(name) for name in own]
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return [str(index) for index in range(model.num_classes)]
+    return [description.partition(",")[0] for description in ImageNetInfo(subset).label_descriptions()]
+
+
+def top_classes(logits: Tensor, names: list[str], count: int = 5) -> list[Prediction]:
+    """The likeliest classes of one image, likeliest first: (classes,) -> `count` of them, or all there are."""
+    probabilities, indices = logits.softmax(dim=0).topk(min(count, len(names)))
+    pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
+    return [Prediction(index, names[index], probability) for index, probability in pairs]

@@ -1,0 +1,248 @@
+"""The explorer: a page of controls in front of `vitsal.exploration`, for notebooks and for Voilà."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import ipywidgets as widgets
+import timm
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from vitsal.errors import UserError
+from vitsal.exploration import Exploration
+from vitsal.explorer_figure import draw_exploration
+from vitsal.guides import METHODS, Guide, StudentGuide, make_guide
+from vitsal.model_guides import HeadGuide, ModelGuide
+from vitsal.models import load_model
+from vitsal.rollout import HEAD_FUSIONS
+from vitsal.students import Student
+from vitsal.uploads import read_upload
+
+ONE_HEAD = "one head"
+TIMM_MODULES = ("vision_transformer", "deit", "beit", "eva")  # where timm keeps the ViTs that can be explored
+
+
+class Explorer(widgets.VBox):
+    """Choose or upload a picture, choose a ViT and a method; see the map, the kept patches, the target's top 5.
+
+    Attention is recorded once for each picture and model, and each map is computed once, so that controls answer at
+    once; flow takes seconds, then. Beside a method's map a student's prediction can be shown.
+
+    Args:
+        models: name -> timm ViT in eval mode; others are loaded when their timm names are typed.
+        pictures: name -> picture, RGB (`vitsal.data.open_pictures`).
+        students: name -> student (`vitsal.students.load_students`).
+
+    Example:
+        >>> Explorer({"deit": load_model("deit_tiny_patch16_224")}, {"cat": picture})  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        pictures: Mapping[str, Image.Image],
+        students: Mapping[str, Student] | None = None,
+    ) -> None:
+        self._models, self._pictures, self._students = dict(models), dict(pictures), dict(students or {})
+        self._exploration: tuple[tuple[str, str], Exploration] | None = None
+        self._held = False
+        self._make_controls()
+        self.message = widgets.HTML().add_class("vitsal-message")
+        self.links = widgets.HTML()
+        self.picture = widgets.Image(format="jpeg", layout=widgets.Layout(width="100%", max_width="960px"))
+        rows = [
+            [self.image, self.upload, self.model, self.student],
+            [self.method, self.category, self.head_fusion, self.discard_ratio, self.block, self.head],
+            [self.drop_ratio, self.save, self.links],
+        ]
+        boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
+        super().__init__([*boxes, self.message, self.picture])
+        self._watch()
+        self.update()
+
+    def _make_controls(self) -> None:
+        self.image = widgets.Dropdown(options=list(self._pictures), description="image")
+        self.upload = widgets.FileUpload(accept="image/*")
+        self.model = widgets.Combobox(
+            value=next(iter(self._models)),
+            options=[*self._models, *(name for module in TIMM_MODULES for name in _pretrained(module))],
+            description="model",
+            placeholder="any timm ViT",
+            continuous_update=False,
+        )
+        self.method = widgets.Dropdown(options=[*METHODS, ONE_HEAD], description="method")
+        self.category = widgets.Dropdown(description="class")
+        self.head_fusion = widgets.Dropdown(options=list(HEAD_FUSIONS), value="max", description="fusion")
+        self.discard_ratio = _slider(0.9, 0.98, "discard")
+        self.block = widgets.IntSlider(1, 1, 1, description="block", continuous_update=False)
+        self.head = widgets.IntSlider(1, 1, 1, description="head", continuous_update=False)
+        self.student = widgets.Dropdown(
+            options=[("none", None), *self._students.items()], index=0, description="student"
+        )
+        self.drop_ratio = _slider(0.5, 0.95, "drop")
+        self.save = widgets.Button(description="Save picture")
+
+    def _watch(self) -> None:
+        self._by_field = {
+            "category_index": self.category,
+            "head_fusion": self.head_fusion,
+            "discard_ratio": self.discard_ratio,
+            "block": self.block,
+            "head": self.head,
+        }
+        redrawing = [self.image, self.method, self.student, self.drop_ratio, *self._by_field.values()]
+        for control in redrawing:
+            control.observe(lambda change: self._answer(self.update), names="value")
+        self.model.observe(lambda change: self._answer(self._change_model, change.old), names="value")
+        self.upload.observe(lambda change: self._answer(self._take_upload), names="value")
+        self.save.on_click(lambda button: self._answer(self._offer_files))
+
+    def _answer(self, action: Callable[..., None], *args: str) -> None:
+        """Do what a control asks for; where that cannot be done, say why, and stay as alive as before."""
+        if self._held:
+            return
+        try:
+            action(*args)
+        except UserError as error:
+            self.say(str(error))
+        except Exception as error:  # a page has no place for a traceback, and a silent control looks dead
+            self.say(f"This did not work: {type(error).__name__}: {error}")
+            raise
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        """Change controls without an answer to each."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def say(self, text: str) -> None:
+        """Show a line of plain text under the controls."""
+        self.message.value = escape(text)
+
+    def update(self) -> None:
+        """Draw the picture that belongs to the controls' values."""
+        self.links.value = ""
+        slow = self.method.value == "flow"
+        self.say("Flow takes seconds: one maximum flow for each patch ..." if slow else "")
+        self.picture.value = _save(self.draw(), "jpeg", dpi=72)  # PNG would take longer to pack than all the rest
+        if slow:
+            self.say("")
+
+    def draw(self) -> Figure:
+        """The current picture: image, map and kept patches, the same for the student, with the model's top 5."""
+        exploration, guides = self.explore(), self.guides()
+        views = {name: exploration.look(guide, self.drop_ratio.value) for name, guide in guides.items()}
+        return draw_exploration(exploration, views)
+
+    def explore(self) -> Exploration:
+        """The chosen picture in the chosen model; recorded anew only when one of them has changed."""
+        key = self.model.value, self.image.value
+        if self._exploration is None or self._exploration[0] != key:
+            self._exploration = key, Exploration(self._models[key[0]], self._pictures[key[1]])
+            self._fit_controls(self._exploration[1])
+        return self._exploration[1]
+
+    def guides(self) -> dict[str, Guide]:
+        """The chosen method, and the chosen student where there is one: name -> guide."""
+        model = self._models[self.model.value]
+        guides = {self.method.value: self._method_guide(model)}
+        if self.student.value is not None:
+            guides[f"student {self.student.label}"] = StudentGuide(self.student.value, model)
+        return guides
+
+    def _method_guide(self, model: nn.Module) -> ModelGuide:
+        """The chosen method with the chosen settings; controls that it does not know are switched off."""
+        if self.method.value == ONE_HEAD:
+            guide = HeadGuide(model, self.block.value - 1, self.head.value - 1)
+        else:
+            guide = make_guide(
+                self.method.value,
+                model,
+                head_fusion=self.head_fusion.value,
+                discard_ratio=self.discard_ratio.value,
+                category_index=self.category.value,
+            )
+        known = {field.name for field in fields(guide)}
+        for name, control in self._by_field.items():
+            control.disabled = name not in known
+        return guide
+
+    def _fit_controls(self, exploration: Exploration) -> None:
+        """Offer what this model has: its likeliest classes, its blocks and heads, methods that it allows."""
+        gradients = exploration.model.num_classes > 0
+        methods = [name for name in (*METHODS, ONE_HEAD) if gradients or not name.startswith("grad")]
+        method = self.method.value
+        with self._hold():
+            self.method.options = methods
+            self.method.value = method if method in methods else methods[0]
+            self.category.options = [(str(top), top.index) for top in exploration.predictions]
+            self.category.index = 0 if exploration.predictions else None
+            self.block.max = len(exploration.record.attentions)
+            self.head.max = min(attention.shape[1] for attention in exploration.record.attentions)
+
+    def _change_model(self, before: str) -> None:
+        """Take the model of the name that was typed, or say why not and go back to the one before."""
+        name = self.model.value.strip()
+        try:
+            if name not in self._models:
+                self.say(f"Loading {name} ...")
+                self._models[name] = load_model(name)
+            with self._hold():
+                self.model.value = name
+            self.update()
+        except Exception:
+            with self._hold():
+                self.model.value = before
+            raise
+        self.say(f"{name}: {len(self._models[name].blocks)} blocks, {self.head.max} heads each.")
+
+    def _take_upload(self) -> None:
+        """Add the uploaded picture to the others, and choose it."""
+        if not self.upload.value:
+            return
+        name, content = self.upload.value[0]["name"], bytes(self.upload.value[0]["content"])
+        with self._hold():
+            self.upload.value = ()  # so that the same file may come again
+        self._pictures[name], told = read_upload(content, name)
+        self._exploration = None  # the picture before may have had the same name
+        with self._hold():
+            self.image.options = list(self._pictures)
+            self.image.value = name
+        self.update()
+        self.say(told)
+
+    def _offer_files(self) -> None:
+        """Links that hand the current picture to the browser, as PNG at 200 dpi and as SVG."""
+        figure = self.draw()
+        name = f"{Path(self.image.value).stem} {self.method.value}"
+        kinds = {"PNG": ("png", "image/png"), "SVG": ("svg", "image/svg+xml")}
+        self.links.value = " ".join(
+            f'<a download="{escape(name)}.{kind}" href="data:{mime};base64,{b64encode(_save(figure, kind)).decode()}">'
+            f"{label}</a>"
+            for label, (kind, mime) in kinds.items()
+        )
+
+
+def _pretrained(module: str) -> list[str]:
+    return timm.list_models(module=module, pretrained=True)
+
+
+def _slider(value: float, high: float, description: str) -> widgets.FloatSlider:
+    return widgets.FloatSlider(value, min=0, max=high, step=0.01, description=description, continuous_update=False)
+
+
+def _save(figure: Figure, kind: str, dpi: float = 200) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, dpi=dpi)
+    return buffer.getvalue()

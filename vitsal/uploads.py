@@ -1,0 +1,58 @@
+"""Pictures that people hand to a page: read whatever they are, with a word on what was done to them."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from vitsal.errors import UserError
+from vitsal.images import BROKEN_IMAGE, upright
+
+LONGEST_SIDE = 2_048  # pixels; more than any model reads, little enough to keep many
+
+
+def read_upload(content: bytes, name: str) -> tuple[Image.Image, str]:
+    """Read a picture from the bytes of a file.
+
+    Args:
+        content: the file's bytes.
+        name: what to call it in messages.
+
+    Returns:
+        The picture, RGB, upright, no side longer than LONGEST_SIDE; and a sentence that tells its size and what was
+        done to it.
+
+    Raises:
+        UserError: the file is empty, no picture, damaged, or too big to be decoded safely.
+    """
+    if not content:
+        raise UserError(f"{name} is empty (0 bytes). Choose a picture: PNG, JPEG, GIF, WebP, TIFF, ...")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the picture is scaled down below
+            with Image.open(BytesIO(content)) as image:
+                remarks = _remarks(image)
+                image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # JPEG is decoded at a fraction of its size at once
+                picture = upright(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name} is no picture that can be read. Choose PNG, JPEG, GIF, WebP, TIFF, ...") from error
+    except BROKEN_IMAGE as error:
+        raise UserError(f"{name} cannot be read as a picture: {error}.") from error
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return picture, "; ".join([f"{name}: {picture.width} x {picture.height} pixels", *remarks]) + "."
+
+
+def _remarks(image: Image.Image) -> list[str]:
+    """What people may not expect to be done to this picture; nothing is decoded for it."""
+    remarks = []
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras' JPEG with a preview
+        remarks.append(f"the first of {image.n_frames} frames")
+    if image.mode == "CMYK":
+        remarks.append("turned from CMYK into RGB")
+    if image.mode.startswith("I;16"):
+        remarks.append("scaled from 16 bits to 8")
+    if max(image.size) > LONGEST_SIDE:
+        remarks.append(f"scaled down from {image.width * image.height / 1e6:.0f} megapixels")
+    return remarks
