@@ -23,7 +23,7 @@ def all_requirements() -> set[str]:
 
 
 def test_environment_yml_asks_for_the_same_as_pyproject() -> None:
-    listed = re.findall(r"^  - (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    listed = re.findall(r"^ +- (\S+>=\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     expected = {f"python{pyproject()['requires-python']}"}
     for requirement in all_requirements():
         name, version = requirement.split(">=")
