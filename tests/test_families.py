@@ -11,6 +11,8 @@ from timm.models.beit import Beit
 from vitsal.attention import record_attention
 from vitsal.dropping import embed_once, forward_kept, gather_tokens, keep_patches, top_k_patches
 from vitsal.errors import UserError
+from vitsal.exploration import Exploration
+from vitsal.explorer_figure import draw_exploration
 from vitsal.guides import (
     AdaptedGuide,
     FlowGuide,
@@ -19,6 +21,7 @@ from vitsal.guides import (
     LastAttentionGuide,
     RolloutGuide,
 )
+from vitsal.model_guides import HeadGuide
 from vitsal.models import default_readout, grid_size, load_model, model_transform
 
 
@@ -145,6 +148,18 @@ def test_flow_and_relevance(model, images):
         assert relevance.flatten(1).std(dim=1).min() > 0
         alone = GradientAttentionGuide(model)(images[1:2])[0]
         assert_close(alone / relevance[1].max(), relevance[1] / relevance[1].max())
+
+
+def test_explorer(family, model):
+    """One recorded pass gives what each guide gives by itself, and the figure is drawn."""
+    exploration = Exploration(model, Image.effect_noise((200, 150), 80).convert("RGB"))
+    assert len(exploration.predictions) == min(10, model.num_classes)
+    guides = [RolloutGuide(model, "max", 0.9), HeadGuide(model, block=0, head=1)]
+    guides += [GradientRolloutGuide(model, 1)] if model.num_classes else []
+    for guide in guides:
+        assert_close(exploration.saliency(guide), guide(exploration.images)[0])
+    views = {"rollout": exploration.look(guides[0], 0.5), "head": exploration.look(guides[1], 0.5)}
+    assert len(draw_exploration(exploration, views).axes) == 8
 
 
 @torch.no_grad()

