@@ -107,12 +107,13 @@ def test_map_is_that_of_the_guide(explorer, tiny_vit, method):
     explorer.category.value = category
     images = model_transform(tiny_vit)(picture(2))[None]
     guide = make_guide(method, tiny_vit, head_fusion="max", discard_ratio=0.6, category_index=category)
-    assert_close(explorer.explore().saliency(explorer.guides()[method]), guide(images)[0])
+    assert explorer.guides() == {f"{method}: {category}" if "grad" in method else method: guide}
+    assert_close(explorer.explore().saliency(guide), guide(images)[0])
 
 
 def test_one_head_of_one_block(explorer, tiny_vit):
     explorer.method.value, explorer.block.value, explorer.head.value = ONE_HEAD, 2, 3
-    assert explorer.guides() == {ONE_HEAD: HeadGuide(tiny_vit, block=1, head=2)}
+    assert explorer.guides() == {"block 2, head 3": HeadGuide(tiny_vit, block=1, head=2)}
     images = model_transform(tiny_vit)(picture(1))[None]
     recorded = explorer.explore().record.attentions[1][0, 2, 0, 1:].view(4, 4)
     assert_close(explorer.explore().saliency(HeadGuide(tiny_vit, 1, 2)), recorded)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -19,7 +17,7 @@ from torch import nn
 
 from vitsal.errors import UserError
 from vitsal.exploration import Exploration
-from vitsal.explorer_figure import draw_exploration
+from vitsal.explorer_figure import download_links, draw_exploration, figure_bytes
 from vitsal.guides import METHODS, Guide, StudentGuide, make_guide
 from vitsal.model_guides import HeadGuide, ModelGuide
 from vitsal.models import load_model
@@ -137,7 +135,9 @@ class Explorer(widgets.VBox):
         slow = self.method.value == "flow"
         self.say("Flow takes seconds: one maximum flow for each patch ..." if slow else "")
         with _garbage_kept_young():
-            self.picture.value = _save(self.draw(), "jpeg", dpi=72)  # PNG would take longer to pack than all the rest
+            self.picture.value = figure_bytes(
+                self.draw(), "jpeg", dpi=72
+            )  # PNG would take longer to pack than all the rest
         if slow:
             self.say("")
 
@@ -156,12 +156,20 @@ class Explorer(widgets.VBox):
         return self._exploration[1]
 
     def guides(self) -> dict[str, Guide]:
-        """The chosen method, and the chosen student where there is one: name -> guide."""
+        """The chosen method, and the chosen student where there is one: heading -> guide."""
         model = self._models[self.model.value]
-        guides = {self.method.value: self._method_guide(model)}
+        method = self._method_guide(model)
+        guides = {self._heading(method): method}
         if self.student.value is not None:
             guides[f"student {self.student.label}"] = StudentGuide(self.student.value, model)
         return guides
+
+    def _heading(self, guide: ModelGuide) -> str:
+        """The method, with what the picture would not tell: which class, which head."""
+        if isinstance(guide, HeadGuide):
+            return f"block {self.block.value}, head {self.head.value}"
+        category = getattr(guide, "category_index", None)
+        return self.method.value + ("" if category is None else f": {self.explore().names[category]}")
 
     def _method_guide(self, model: nn.Module) -> ModelGuide:
         """The chosen method with the chosen settings; controls that it does not know are switched off."""
@@ -226,14 +234,7 @@ class Explorer(widgets.VBox):
 
     def _offer_files(self) -> None:
         """Links that hand the current picture to the browser, as PNG at 200 dpi and as SVG."""
-        figure = self.draw()
-        name = f"{Path(self.image.value).stem} {self.method.value}"
-        kinds = {"PNG": ("png", "image/png"), "SVG": ("svg", "image/svg+xml")}
-        self.links.value = " ".join(
-            f'<a download="{escape(name)}.{kind}" href="data:{mime};base64,{b64encode(_save(figure, kind)).decode()}">'
-            f"{label}</a>"
-            for label, (kind, mime) in kinds.items()
-        )
+        self.links.value = download_links(self.draw(), f"{Path(self.image.value).stem} {self.method.value}")
 
 
 @contextmanager
@@ -253,9 +254,3 @@ def _pretrained(module: str) -> list[str]:
 
 def _slider(value: float, high: float, description: str) -> widgets.FloatSlider:
     return widgets.FloatSlider(value, min=0, max=high, step=0.01, description=description, continuous_update=False)
-
-
-def _save(figure: Figure, kind: str, dpi: float = 200) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi)
-    return buffer.getvalue()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,3 +75,20 @@ def _agreement(first: View, other: View) -> str:
     correlation = spearmanr(first.saliency.flatten(), other.saliency.flatten()).statistic
     shared = len(set(first.keep.tolist()) & set(other.keep.tolist())) / len(other.keep)
     return f"{100 * shared:.0f} % shared, Spearman {correlation:.2f}"
+
+
+def figure_bytes(figure: Figure, kind: str, dpi: float = 200) -> bytes:
+    """A figure as the content of a file: "png", "svg" or "jpeg"."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, dpi=dpi)
+    return buffer.getvalue()
+
+
+def download_links(figure: Figure, name: str) -> str:
+    """Links, in HTML, that hand a figure to the browser as `<name>.png`, at 200 dpi, and as `<name>.svg`."""
+    files = {"PNG": ("png", "image/png"), "SVG": ("svg", "image/svg+xml")}
+    return " ".join(
+        f'<a download="{escape(name)}.{kind}" href="data:{mime};base64,'
+        f'{b64encode(figure_bytes(figure, kind)).decode()}">{label}</a>'
+        for label, (kind, mime) in files.items()
+    )
