@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test figures notebooks lab embedded clean
+.PHONY: run test figures notebooks lab app embedded clean
 
 run: $(INSTALLED)  ## execute all notebooks on the embedded default into runs/<time>/
 	$(BIN)/vitsal run
@@ -17,14 +17,17 @@ test: $(INSTALLED)  ## lint, all tests, and every notebook through nbval
 
 figures: $(INSTALLED)  ## regenerate the figures that the README shows
 	$(BIN)/vitsal run --output runs/figures
-	cp runs/figures/*.png runs/figures/*.svg figures/
+	cp runs/figures/*.png runs/figures/*.svg runs/figures/*.gif figures/
 
 notebooks: $(INSTALLED)  ## execute the notebooks in place, as they are committed
 	cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.store_widget_state=False *.ipynb
 
-lab: $(INSTALLED)  ## open the course in JupyterLab
-	$(BIN)/jupyter lab notebooks
+lab: $(INSTALLED)  ## open the course in JupyterLab, which by itself takes no upload over 10 MB
+	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="{'websocket_max_message_size': 1073741824}"
+
+app: $(INSTALLED)  ## open the explorer as a page of its own; notebooks/voila.json lets it take big pictures
+	cd notebooks && ../$(BIN)/voila explorer.ipynb
 
 embedded: $(INSTALLED)  ## train the embedded models and students again
 	$(BIN)/python -m vitsal.embedded.train --model all

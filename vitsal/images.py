@@ -103,9 +103,15 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image as RGB; 16 bits are scaled to 8, where Pillow's conversion would turn all but the darkest white."""
+    """An image as RGB. Pillow's own conversion cuts values off at 255: here 16 bits are scaled to 8, and 32 bits, of
+    which nobody knows what is white, from their lowest value to their highest.
+    """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        span = np.ptp(values) or 1
+        image = Image.fromarray((255 * (values - values.min()) / span).astype(np.uint8))
     return image.convert("RGB")
 
 

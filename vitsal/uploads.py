@@ -36,6 +36,9 @@ def read_upload(content: bytes, name: str) -> tuple[Image.Image, str]:
                 remarks = _remarks(image)
                 image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # JPEG is decoded at a fraction of its size at once
                 picture = upright(image)
+    except Image.DecompressionBombError as error:
+        most = f"{2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels"
+        raise UserError(f"{name} has too many pixels to be decoded safely: {most} at most. Scale it down.") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is no picture that can be read. Choose PNG, JPEG, GIF, WebP, TIFF, ...") from error
     except BROKEN_IMAGE as error:
@@ -51,8 +54,8 @@ def _remarks(image: Image.Image) -> list[str]:
         remarks.append(f"the first of {image.n_frames} frames")
     if image.mode == "CMYK":
         remarks.append("turned from CMYK into RGB")
-    if image.mode.startswith("I;16"):
-        remarks.append("scaled from 16 bits to 8")
+    if image.mode.startswith(("I", "F")):
+        remarks.append(f"scaled from {16 if '16' in image.mode else 32} bits to 8")
     if max(image.size) > LONGEST_SIDE:
-        remarks.append(f"scaled down from {image.width * image.height / 1e6:.0f} megapixels")
+        remarks.append(f"scaled down from {image.width} x {image.height}")
     return remarks
