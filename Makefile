@@ -17,7 +17,7 @@ test: $(INSTALLED)  ## lint, all tests, and every notebook through nbval
 
 figures: $(INSTALLED)  ## regenerate the figures that the README shows
 	$(BIN)/vitsal run --output runs/figures
-	cp runs/figures/*.png runs/figures/*.svg runs/figures/*.gif figures/
+	cp runs/figures/*.png runs/figures/*.svg runs/figures/08_side_by_side.gif figures/
 
 notebooks: $(INSTALLED)  ## execute the notebooks in place, as they are committed
 	cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

@@ -1,9 +1,11 @@
 """The command line: what it writes, and one clear paragraph for every bad input."""
 
 import pickle
+import re
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -17,13 +19,24 @@ from test_runs import COUNT, PARAMETERS, write_notebook
 from typer.testing import CliRunner
 
 from vitsal import cli, recipes
+from vitsal.cli_pictures import draw_sample, picture_guide
 from vitsal.data import open_data
 from vitsal.errors import UserError
+from vitsal.exploration import Exploration
 from vitsal.images import batches
+from vitsal.model_guides import GradientRolloutGuide, RolloutGuide
 from vitsal.models import load_model, model_transform
-from vitsal.probing import mean_attention_distance
+from vitsal.options import parse_image_size
+from vitsal.plotting import overlay, to_pixels
+from vitsal.probing import head_maps, mean_attention_distance
 
 MODEL = "vitsal_digits_guide"
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +75,7 @@ def succeed(*arguments):
         ["--head-fusion", "min"],
         ["--method", "flow"],
         ["--method", "grad-attention"],
+        ["--method", "heads"],
     ],
 )
 def test_explain_writes_a_picture(picture, checkpoint, tmp_path, options):
@@ -102,10 +116,100 @@ def test_a_folder_gives_a_contact_sheet(folder, checkpoint, tmp_path):
     with pytest.warns(UserWarning, match="^1 images could not be read and were skipped: 3.jpg"):
         succeed("explain", tmp_path / "photos", *options, "-o", tmp_path / "all.svg")
     svg = (tmp_path / "all.svg").read_text()
-    words = ("0.png", "1.png", "2.png", "rollout", "flow", "grad-attention", MODEL)
+    words = ("0", "1", "2", "rollout", "flow", "grad-attention:", MODEL)
     assert all(f">{word}</text>" in svg for word in words)
     succeed("explain", tmp_path / "photos", *options, "--limit", 2, "-o", tmp_path / "two.svg")
-    assert "1.png" not in (tmp_path / "two.svg").read_text()
+    assert ">1</text>" not in (tmp_path / "two.svg").read_text()
+
+
+def test_explain_prints_the_likeliest_classes(folder, checkpoint, tmp_path):
+    """Three for each image, with their indices, then the picture's path."""
+    vit = load_model(MODEL, checkpoint)
+    noise_image(tmp_path / "photos" / "a.png", seed=1, size=(112, 112))
+    noise_image(tmp_path / "photos" / "b.png", seed=2, size=(112, 112))
+    options = ["--model", MODEL, "--checkpoint", checkpoint, "--device", "cpu"]
+    lines = succeed("explain", tmp_path / "photos", *options, "-o", tmp_path / "out.png").splitlines()
+    for line, name in zip(lines, ("a.png", "b.png"), strict=False):
+        with torch.no_grad(), Image.open(tmp_path / "photos" / name) as image:
+            probabilities = vit(model_transform(vit)(image)[None])[0].softmax(dim=0)
+        order = probabilities.argsort(descending=True)[:3].tolist()
+        said = ", ".join(f"class {index}: {index} ({100 * probabilities[index]:.0f} %)" for index in order)
+        assert line == f"{name}: {said}"
+    assert lines[2:] == [str(tmp_path / "out.png")]
+
+
+@pytest.fixture
+def seen(tiny_vit, tmp_path):
+    """A picture in a model whose ten classes are called class a to class j."""
+    tiny_vit.pretrained_cfg = {**tiny_vit.pretrained_cfg, "label_names": [f"class {letter}" for letter in "abcdefghij"]}
+    with Image.open(noise_image(tmp_path / "cat.png", seed=5)) as image:
+        return Exploration(tiny_vit, image.convert("RGB"))
+
+
+def test_headings_name_what_is_shown(seen, tiny_vit):
+    """The class that the model takes the picture for; that which a gradient explains, predicted or asked for."""
+    with torch.no_grad():
+        probabilities = tiny_vit(seen.images)[0].softmax(dim=0)
+    names = [f"class {'abcdefghij'[i]} ({100 * p:.0f} %)" for i, p in enumerate(probabilities.tolist())]
+    best = names[probabilities.argmax()]
+    other = int(probabilities.argsort()[-4])
+    for category, explained in [(None, best), (other, names[other])]:
+        options = {"head_fusion": "max", "discard_ratio": 0.5, "category_index": category}
+        guides = {name: picture_guide(name, tiny_vit, **options) for name in ("rollout", "grad-rollout", "heads")}
+        sample = draw_sample("cat", seen, guides, category)
+        gradient = f"grad-rollout:\n{explained}"
+        assert list(sample) == [f"cat\n{best}", "rollout", gradient, "head 1", "head 2", "head 3"]
+        assert np.array_equal(sample[f"cat\n{best}"], seen.pixels)
+        maps = {
+            "rollout": RolloutGuide(tiny_vit, "max", 0.5)(seen.images)[0],
+            gradient: GradientRolloutGuide(tiny_vit, category, 0.5)(seen.images)[0],
+            "head 2": head_maps(tiny_vit, seen.images)[0, 1],
+        }
+        for heading, saliency in maps.items():
+            assert np.allclose(sample[heading], overlay(seen.pixels, saliency), atol=1e-4), heading
+
+
+def test_explain_a_model_without_classes(picture, tmp_path, monkeypatch):
+    """There is nothing to name."""
+    model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=2, num_classes=0))
+    monkeypatch.setattr("vitsal.cli_pictures.load_sized_model", lambda *_: model)
+    shown = succeed("explain", picture, "--method", "rollout,heads", "-o", tmp_path / "out.svg")
+    assert shown == f"{tmp_path / 'out.svg'}\n"
+    headings = re.findall(r">([^<>]+)</text>", (tmp_path / "out.svg").read_text())
+    assert sorted(headings) == ["deit_tiny_patch16_224", "head 1", "head 2", "head 3", "image", "rollout"]
+
+
+def test_explain_at_another_size(picture, checkpoint, tmp_path, monkeypatch):
+    """8 x 14 patches of 8 pixels: the model sees the middle of the picture, cut to this shape and not squeezed."""
+    drawn = []
+    monkeypatch.setattr("vitsal.cli_pictures.contact_sheet", lambda samples: drawn.extend(samples) or plt.figure())
+    options = ["--model", MODEL, "--checkpoint", checkpoint, "--method", "rollout", "-o", tmp_path / "out.png"]
+    succeed("explain", picture, *options, "--image-size", "64, 112")
+    pixels, explained = drawn[0].values()
+    vit = load_model(MODEL, checkpoint, img_size=(64, 112))
+    with Image.open(picture) as image:
+        images = model_transform(vit)(image.convert("RGB"))[None]
+    saliency = RolloutGuide(vit, "max", 0.9)(images)[0]
+    assert saliency.shape == (8, 14)
+    assert np.allclose(pixels, to_pixels(images, vit)[0], atol=1e-6)
+    assert np.allclose(explained, overlay(pixels, saliency), atol=1e-4)
+
+
+def test_video_at_another_size(checkpoint, tmp_path, monkeypatch):
+    """Whole frames, on a grid of 6 x 10 patches of 8 pixels."""
+    (tmp_path / f"{MODEL}.safetensors").write_bytes(checkpoint.read_bytes())
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    asked = []
+    monkeypatch.setattr("vitsal.cli_pictures.draw_on_video", lambda *arguments, **_: asked.append(arguments[2]))
+    for method, panels in [("rollout", 1), ("heads", 3)]:
+        succeed("video", "in.mp4", "out.mp4", "--model", MODEL, "--method", method, "--image-size", "48,80")
+        frame = np.zeros((90, 160, 3), np.uint8)
+        assert asked.pop()[MODEL].maps([frame]).shape == (1, panels, 6, 10)
+
+
+def test_image_sizes():
+    assert parse_image_size("288, 512") == (288, 512)
+    assert parse_image_size("384") == (384, 384)
 
 
 def drop_curve(folder, checkpoint, output, *more):
@@ -331,6 +435,12 @@ def test_pickle_that_would_execute_code(fail, curve, tmp_path):
         (["--model", "convnext_tiny"], "is a ConvNeXt"),
         (["--checkpoint", "gone.safetensors"], "There is no checkpoint file at gone.safetensors."),
         (["-o", "out.docx"], "docx"),
+        (["--image-size", "64x112"], "image size must be HEIGHT,WIDTH in pixels, such as 288,512, or one number; got"),
+        (["--image-size", "1,2,3"], "or one number; got '1,2,3'."),
+        (["--image-size", "0,64"], "or one number; got '0,64'."),
+        (["--image-size", "-64"], "or one number; got '-64'."),
+        (["--image-size", "64,"], "or one number; got '64,'."),
+        (["--image-size", "64,100"], "64,100 is no whole number of patches: vitsal_digits_guide takes 8 x 8."),
     ],
 )
 def test_bad_explain(fail, picture, checkpoint, tmp_path, options, said):

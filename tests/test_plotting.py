@@ -1,5 +1,7 @@
 """Figures: right pixels, right size, right numbers on the axes."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -20,12 +22,14 @@ from vitsal.plotting import (
     plot_speedups,
     save_figure,
     scale_map,
+    share_legend,
     shorten,
     show_pictures,
     tile_pictures,
     to_pixels,
     use_slide_style,
 )
+from vitsal.sheets import SLIDE, contact_sheet, fit_text
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +105,78 @@ def test_contact_sheet():
     figure = show_pictures(pictures, ["a", "b", "c"], ["first", "second"])
     assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", "", "", ""]
     assert [axis.get_ylabel() for axis in figure.axes] == ["first", "", "", "second", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "shape"), [(1, 4, (8, 8)), (3, 3, (8, 8)), (3, 6, (8, 8)), (2, 5, (9, 16))]
+)
+def test_pictures_fill_the_sheet(rows, columns, shape):
+    """They end within a tenth of its width or of its height, lie close together, and keep their shape."""
+    figure = show_pictures([[np.zeros((*shape, 3))] * columns] * rows, ["title"] * columns, ["name"] * rows)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    places = [axis.get_position() for axis in figure.axes]
+    block = (places[-1].x1 - places[0].x0, places[0].y1 - places[-1].y0)
+    assert max(block) > 0.9
+    assert columns * places[0].width > 0.93 * block[0]
+    assert rows * places[0].height > 0.93 * block[1]
+    assert places[0].width * width / (places[0].height * height) == pytest.approx(shape[1] / shape[0], rel=0.01)
+
+
+def test_text_that_fits_by_hand():
+    """16 letters in sizes of 0.6: 2 inches take 144 / 9.6 = 15 points; 8 inches take 20, and 576 / 12 = 48 letters."""
+    assert fit_text("vit_base_patch16_224.dino", 2) == ("vit base patch16\n224.dino", 15)
+    assert fit_text("vit_base_patch16_224.dino", 8) == ("vit_base_patch16_224.dino", 20)
+    assert fit_text("my_cat.old\ngiant panda (89 %)", 2) == ("my_cat.old\ngiant panda\n(89\u00a0%)", 15)
+
+
+def sheet(figure):
+    """Headings in the places where they stand; None where there is no picture."""
+    columns = figure.axes[0].get_gridspec().ncols
+    cells = [axis.get_title() if axis.images else None for axis in figure.axes]
+    return [cells[first : first + columns] for first in range(0, len(cells), columns)]
+
+
+def sample(name, *maps):
+    return {name: np.zeros((8, 8, 3))} | {name: np.ones((8, 8, 3)) for name in maps}
+
+
+def test_maps_lie_beside_their_picture():
+    figure = contact_sheet([sample("cat", *map(str, range(1, 13)))])
+    assert sheet(figure) == [
+        ["cat", "1", "2", "3", "4"],
+        [None, "5", "6", "7", "8"],
+        [None, "9", "10", "11", "12"],
+    ]
+    shown = [axis.images[0].get_array().max() for axis in figure.axes if axis.images]
+    assert shown == [0] + 12 * [1]
+    assert figure.get_size_inches() == pytest.approx(SLIDE)
+
+
+def test_samples_lie_side_by_side():
+    """Which gives larger pictures than six rows of two; a heading is not said again below."""
+    figure = contact_sheet([sample(name, "rollout") for name in "abcdef"])
+    assert sheet(figure) == [["a", "rollout", "b", "rollout", "c", "rollout"], ["d", "", "e", "", "f", ""]]
+    columns = ["image", "one", "two", "three"]
+    rows = sheet(contact_sheet([sample(*columns)] * 3))
+    assert rows == [columns, 4 * [""], 4 * [""]]
+    assert sheet(contact_sheet([sample("a", "rollout")] * 3)) == [2 * ["a", "rollout"], ["", "", None, None]]
+
+
+def test_of_equal_layouts_that_with_the_fewest_gaps():
+    """Six pictures of five maps, 12 pictures across: maps in a row, not below each other beside every picture."""
+    rows = sheet(contact_sheet([sample(f"{name}\nclass {name}", *"12345") for name in "abcdef"]))
+    assert rows[0] == ["a\nclass a", *"12345", "b\nclass b", *"12345"]
+    assert (len(rows), {len(row) for row in rows}) == (3, {12})
+
+
+def test_headings_do_not_run_into_each_other():
+    names = [f"deit_base_distilled_patch16_224.fb_in{number}k" for number in range(5)]
+    figure = contact_sheet([sample("image", *names) for _ in range(3)])
+    figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes[:6]]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert all(box.y1 <= figure.bbox.y1 for box in boxes)
 
 
 def test_drop_curves_draw_the_table():
@@ -233,7 +309,7 @@ def test_tiles_by_hand():
 
 
 def test_attention_distances_of_each_head():
-    _, axis = plt.subplots()
+    figure, axis = plt.subplots()
     plot_attention_distances(axis, torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]), uniform=55)
     points = axis.collections[0].get_offsets()
     assert np.allclose(points, [(1, 10), (1, 20), (2, 30), (2, 40), (3, 50), (3, 60)])
@@ -241,5 +317,20 @@ def test_attention_distances_of_each_head():
     assert set(line.get_ydata()) == {55}
     assert line.get_linestyle() == "--"
     assert list(axis.get_xticks()) == [1, 2, 3]
-    assert axis.get_ylim()[0] == 0
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one head", "uniform attention"]
+    assert axis.get_ylim() == pytest.approx((0, 1.08 * 60))
+    share_legend(figure, axis)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one head", "uniform attention"]
+
+
+def test_attention_distances_side_by_side():
+    """All dots of all panels are seen, whichever has the highest, and with filters below no label is cut off."""
+    figure, axes = plt.subplots(2, 2, sharey="row")
+    plot_attention_distances(axes[0, 0], torch.tensor([[200.0]]), uniform=100)
+    plot_attention_distances(axes[0, 1], torch.tensor([[30.0]]), uniform=50)
+    assert [axis.get_ylim() for axis in axes[0]] == 2 * [pytest.approx((0, 216))]
+    share_legend(figure, axes[0, 0])
+    figure.draw_without_rendering()
+    label, panel = axes[0, 0].yaxis.label.get_window_extent(), axes[0, 0].get_tightbbox()
+    assert 0 <= label.y0 < label.y1 <= figure.bbox.y1
+    assert label.y1 - label.y0 < 1.1 * (panel.y1 - panel.y0)
+    assert figure.legends[0].get_window_extent().y0 > panel.y1

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import typer
 from matplotlib.backend_bases import FigureCanvasBase
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from vitsal.classes import Prediction
 from vitsal.data import open_data
 from vitsal.errors import check_choice
+from vitsal.exploration import Exploration
 from vitsal.files import write_whole
-from vitsal.guides import METHODS, make_guide
+from vitsal.guides import METHODS, Guide, make_guide
 from vitsal.images import batches, open_images
 from vitsal.models import grid_size, load_model, model_transform
 from vitsal.options import (
@@ -26,23 +30,31 @@ from vitsal.options import (
     DeviceOption,
     DiscardOption,
     HeadFusionOption,
+    ImageSizeOption,
     LimitOption,
     WorkersOption,
     find_device,
+    load_sized_model,
 )
 from vitsal.plotting import (
     overlay,
     plot_attention_distances,
     save_figure,
+    share_legend,
     shorten,
-    show_pictures,
     tile_pictures,
-    to_pixels,
     use_slide_style,
 )
 from vitsal.probing import mean_attention_distance, patch_distances, projection_filters
+from vitsal.sheets import SLIDE, contact_sheet, write_titles
 from vitsal.video import draw_on_video
 from vitsal.video_panels import Column, HeadsGuide
+
+PICTURED = (*METHODS, "heads")
+METHOD_HELP = (
+    f"{', '.join(METHODS)}, or heads, which shows the last block's heads one by one. (Abnar & Zuidema's flow is flow "
+    "with --head-fusion mean --discard-ratio 0.)"
+)
 
 
 def explain(
@@ -51,38 +63,74 @@ def explain(
     checkpoint: CheckpointOption = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            help=f"{', '.join(METHODS)}; several with commas between them. A category index asks for grad-rollout."
-        ),
+        typer.Option(help=f"{METHOD_HELP} Several with commas between them. A category index asks for grad-rollout."),
     ] = None,
     head_fusion: HeadFusionOption = "max",
     discard_ratio: DiscardOption = 0.9,
     category_index: CategoryOption = None,
+    image_size: ImageSizeOption = None,
     limit: Annotated[int, typer.Option(help="Images of a folder, spread evenly over it.", min=1)] = 6,
     device: DeviceOption = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .svg, .pdf, ...")] = Path(
         "explanation.png"
     ),
 ) -> None:
-    """Draw which patches of an image matter to a ViT (vit-explain's options and defaults, any timm ViT)."""
+    """Draw which patches of an image matter to a ViT, and print the classes it thinks likeliest, with their indices.
+
+    The model sees the middle of the image, cut to the shape of its input (a square, unless --image-size says
+    otherwise), as its own transform does it. Options and defaults are vit-explain's; any timm ViT.
+    """
     default = "rollout" if category_index is None else "grad-rollout"
-    methods = [check_choice("method", name.strip(), METHODS) for name in (method or default).split(",")]
+    methods = [check_choice("method", name.strip(), PICTURED) for name in (method or default).split(",")]
     check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
     pictures = open_images(image, limit)
-    vit = load_model(model, checkpoint, device=find_device(device))
+    vit = load_sized_model(model, image_size, device, checkpoint)
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    guides = [make_guide(name, vit, **options) for name in methods]
-    transform, rows = model_transform(vit), []
-    for picture in tqdm(pictures.values(), desc="images", mininterval=1, delay=2):
-        images = transform(picture)[None].to(next(vit.parameters()).device)
-        pixels = to_pixels(images, vit)[0]
-        rows.append([pixels, *(overlay(pixels, guide(images)[0].cpu()) for guide in guides)])
+    guides = {name: picture_guide(name, vit, **options) for name in methods}
+    samples, lines = [], []
+    for name, picture in tqdm(pictures.items(), desc="images", mininterval=1, delay=2):
+        seen = Exploration(vit, picture)
+        samples.append(draw_sample(Path(name).stem, seen, guides, category_index))
+        if seen.predictions:
+            lines.append(f"{name}: " + ", ".join(f"class {top.index}: {top}" for top in seen.predictions[:3]))
     use_slide_style()
-    figure = show_pictures(rows, ["image", *methods], [shorten(name, max(8, 40 // len(pictures))) for name in pictures])
+    figure = contact_sheet(samples)
     figure.suptitle(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
-    print(output)
+    print(*lines, output, sep="\n")
+
+
+def picture_guide(method: str, vit: nn.Module, **options: object) -> Guide:
+    """The guide that a command draws: one of METHODS with its options (`make_guide`), or "heads"."""
+    return HeadsGuide(vit) if method == "heads" else make_guide(method, vit, **options)
+
+
+def draw_sample(
+    name: str, seen: Exploration, guides: Mapping[str, Guide], category_index: int | None
+) -> dict[str, np.ndarray]:
+    """A picture as the model sees it, and the guides' maps over it: heading -> (H, W, 3).
+
+    The picture's heading tells what the model takes it for; that of a map by gradients, the class that it explains.
+    """
+    takes_for = f"\n{seen.predictions[0]}" if seen.predictions else ""
+    sample = {shorten(name, 32) + takes_for: seen.pixels}
+    for method, guide in guides.items():
+        maps = seen.saliency(guide)
+        if maps.ndim == 3:
+            sample |= {f"head {number}": overlay(seen.pixels, head) for number, head in enumerate(maps, 1)}
+        else:
+            explained = f":\n{prediction_of(seen, category_index)}" if method.startswith("grad-") else ""
+            sample[method + explained] = overlay(seen.pixels, maps)
+    return sample
+
+
+def prediction_of(seen: Exploration, category_index: int | None) -> Prediction:
+    """What the model thinks of one class; of the likeliest, where none is given."""
+    if category_index is None:
+        return seen.predictions[0]
+    probabilities = seen.record.logits[0].softmax(dim=0)
+    return Prediction(category_index, seen.names[category_index], probabilities[category_index].item())
 
 
 def video(
@@ -91,23 +139,25 @@ def video(
     model: Annotated[
         str, typer.Option(help="Any timm ViT; several with commas between them, side by side.")
     ] = "deit_tiny_patch16_224",
-    method: Annotated[
-        str, typer.Option(help=f"{', '.join(METHODS)}, or heads, which shows the last block's heads one by one.")
-    ] = "rollout",
+    method: Annotated[str, typer.Option(help=METHOD_HELP)] = "rollout",
     head_fusion: HeadFusionOption = "max",
     discard_ratio: DiscardOption = 0.9,
     category_index: CategoryOption = None,
+    image_size: ImageSizeOption = None,
     width: Annotated[int | None, typer.Option(help="Most pixels of all panels together.", min=2)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw what matters to ViTs over every frame of a video; sound and timing are kept, and a killed run goes on."""
-    check_choice("method", method, (*METHODS, "heads"))
+    """Draw what matters to ViTs over every frame of a video; sound and timing are kept, and a killed run goes on.
+
+    Each frame is squeezed into the model's input, a square, unless --image-size says otherwise: 288,512 for 16:9.
+    """
+    check_choice("method", method, PICTURED)
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     columns = {"video": Column()}
     for name in map(str.strip, model.split(",")):
-        vit = load_model(name, device=find_device(device))
-        columns[name] = Column(HeadsGuide(vit) if method == "heads" else make_guide(method, vit, **options), vit)
+        vit = load_sized_model(name, image_size, device)
+        columns[name] = Column(picture_guide(method, vit, **options), vit)
     print(draw_on_video(source, output, columns, width=width, batch_size=batch_size))
 
 
@@ -136,8 +186,9 @@ def probe(
         stream = (batch.images for batch in batches(dataset, batch_size, limit=limit, num_workers=num_workers))
         distances, spreads = mean_attention_distance(vit, stream)
         plot_attention_distances(upper, distances, patch_distances(grid_size(vit), vit.patch_embed.patch_size).mean())
-        upper.set_title(name)
         tables.append(distance_table(name, distances, spreads))
+    write_titles(axes[0], names, SLIDE[0] / len(names))
+    share_legend(figure, axes[0, 0])
     table = pd.concat(tables, ignore_index=True)
     picture = save_figure(figure, output, "probe")
     write_whole(output / "attention_distance.csv", partial(table.to_csv, index=False))

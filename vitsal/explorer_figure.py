@@ -41,7 +41,7 @@ def draw_exploration(exploration: Exploration, views: Mapping[str, View]) -> Fig
     for (map_axis, kept_axis, bars_axis), (name, view) in zip(rows, views.items(), strict=True):
         kept = hide_dropped(exploration.pixels, view.keep, grid_size(exploration.model, exploration.images))
         title = f"{len(view.keep)} of {view.saliency.numel()} patches" if view is first else _agreement(first, view)
-        _show(map_axis, overlay(exploration.pixels, view.saliency), shorten(name, 26), size)
+        _show(map_axis, overlay(exploration.pixels, view.saliency), shorten(name, 30), size)
         _show(kept_axis, kept, title, size)
         _plot_predictions(bars_axis, view.predictions, size)
     return figure

@@ -8,14 +8,24 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
 from vitsal.errors import UserError, check_number
+from vitsal.models import load_model
 
 HeadFusionOption = Annotated[str, typer.Option(help="mean, max or min over the heads.")]
 DiscardOption = Annotated[float, typer.Option(help="Fraction of each block's attention to drop, from 0 to below 1.")]
-CategoryOption = Annotated[int | None, typer.Option(help="Class to explain; by default the predicted one.")]
+CategoryOption = Annotated[
+    int | None, typer.Option(help="Index of the class to explain; by default the predicted one.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 CheckpointOption = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Pixels of the model's input, HEIGHT,WIDTH or one number for a square; by default the model's own."
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1)]
 WorkersOption = Annotated[int, typer.Option(help="Processes that decode images.", min=0)]
 DATA_HELP = "A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/..."
@@ -44,6 +54,36 @@ def parse_ratios(text: str) -> list[float]:
     """
     ratios = [check_number("keep ratio", parse_value(part), 0, 1, open_end="low") for part in text.split(",")]
     return list(dict.fromkeys(ratios))
+
+
+def load_sized_model(
+    name: str, image_size: str | None, device: str = "auto", checkpoint: str | Path | None = None
+) -> nn.Module:
+    """Load a model for images of this size, such as "288,512": (H, W) in pixels; None leaves the model's own.
+
+    Raises:
+        UserError: no such size, one that is no whole number of patches, or what `load_model` and `find_device` raise.
+    """
+    options = {} if image_size is None else {"img_size": parse_image_size(image_size)}
+    model = load_model(name, checkpoint, device=find_device(device), **options)
+    patch = model.patch_embed.patch_size
+    if any(pixels % step for pixels, step in zip(options.get("img_size", (0, 0)), patch, strict=True)):
+        raise UserError(
+            f"The image size {image_size} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
+        )
+    return model
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read an image size, (H, W) in pixels: "288,512", or "384" for a square.
+
+    Raises:
+        UserError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"The image size must be HEIGHT,WIDTH in pixels, such as 288,512, or one number; got {text!r}.")
+    return int(parts[0]), int(parts[-1])
 
 
 def parse_value(text: str) -> Any:

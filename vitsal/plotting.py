@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,12 +19,12 @@ from torch.nn import functional as F
 
 from vitsal.benchmark import PLAIN
 from vitsal.models import denormalize
+from vitsal.sheets import SLIDE, fit_text, picture_size, show_picture, write_titles
 
 # Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT_MAP = "inferno"
-SLIDE = (13.333, 7.5)  # inches, 16:9
 
 
 def use_slide_style() -> None:
@@ -87,18 +88,15 @@ def hide_dropped(pixels: np.ndarray, keep: Tensor, grid_size: tuple[int, int], s
 
 
 def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_names: Sequence[str] = ()) -> Figure:
-    """A contact sheet: rows of pictures (H, W, 3), a title over each column, a name beside each row."""
-    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=SLIDE)
-    for row, pictures in zip(axes, rows, strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
+    """Rows of pictures (H, W, 3), as large as a slide allows, a title over each column, a name beside each row."""
+    height, width = picture_size(rows[0][0], [titles, *[[]] * (len(rows) - 1)], len(rows[0]))
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=SLIDE, layout="compressed")
+    for axis, picture in zip(axes.flat, chain(*rows), strict=True):
+        show_picture(axis, picture)
+    write_titles(axes[0], titles, width)
     for axis, name in zip(axes[:, 0], row_names, strict=False):
-        axis.set_ylabel(name)
+        text, size = fit_text(name, height)
+        axis.set_ylabel(text, fontsize=size)
     return figure
 
 
@@ -242,18 +240,23 @@ def tile_pictures(pictures: np.ndarray | Tensor, columns: int, gap: int = 1) -> 
 
 
 def plot_attention_distances(axis: Axes, distances: Tensor, uniform: float) -> None:
-    """Draw each head's mean attention distance over the blocks, one dot per head.
+    """Draw each head's mean attention distance over the blocks, one dot per head; `share_legend` tells what is what.
 
     Args:
-        axis: where to draw.
+        axis: where to draw; of several that share their height the highest value decides.
         distances: (L, H) in pixels, as `vitsal.probing.mean_attention_distance` returns its means.
         uniform: the distance of attention to all patches alike, dashed.
     """
     num_blocks, num_heads = distances.shape
     blocks = torch.arange(1, num_blocks + 1).repeat_interleave(num_heads)
+    highest = max(axis.get_ylim()[1], 1.08 * max(uniform, distances.max().item()))
     axis.scatter(blocks, distances.flatten(), s=90, color=COLOURS[0], alpha=0.8, label="one head")
     axis.axhline(uniform, color="black", ls="--", lw=1.5, label="uniform attention")
-    axis.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, None))
+    axis.set(xlabel="block", ylabel="mean attention\ndistance (pixels)", ylim=(0, highest))
     axis.set_xticks(range(1, num_blocks + 1, -(-num_blocks // 8)))
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(loc="lower right")
+
+
+def share_legend(figure: Figure, axis: Axes) -> None:
+    """One legend for all panels, above them: that of `axis`."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)

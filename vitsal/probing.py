@@ -127,8 +127,8 @@ def mean_attention_distance(
 def projection_filters(model: nn.Module, count: int = 28) -> Tensor:
     """Principal components of the patch embedding's filters, as RGB pictures: (count, ph, pw, 3) in [0, 1].
 
-    Dosovitskiy et al. 2021, figure 7 left, shows the first 28. probing-vits shows single filters, of which hundreds
-    look alike; components are sorted by how much of the filters' variance they hold. Grey (0.5) is no weight; each
+    Dosovitskiy et al. 2021, figure 7 left, shows the first 28. probing-vits shows the first 128 single filters, in
+    no order; components are sorted by how much of the filters' variance they hold. Grey (0.5) is no weight; each
     picture is scaled by its own largest weight. A component's sign means nothing: that weight is made positive.
 
     Args:
