@@ -26,6 +26,19 @@ def test_embedded_weights_tell_the_digits(name: str) -> None:
     assert train.accuracy(model, 300, seed=11) >= (0.85 if name == GUIDE else 0.93)
 
 
+@torch.no_grad()
+def test_another_input_size_interpolates_positions() -> None:
+    model, wide = (
+        timm.create_model(GUIDE, pretrained=True),
+        timm.create_model(GUIDE, pretrained=True, img_size=(112, 168)),
+    )
+    assert wide.patch_embed.grid_size == (14, 21)
+    assert torch.equal(wide.patch_embed.proj.weight, model.patch_embed.proj.weight)
+    own, stretched = model.pos_embed[0, 1:].view(14, 14, -1), wide.pos_embed[0, 1:].view(14, 21, -1)
+    assert torch.allclose(stretched[:, 10], own[:, 6:8].mean(dim=1), atol=0.15)  # the middle stays the middle
+    assert not torch.allclose(stretched[:, 20], own[:, 6:8].mean(dim=1), atol=0.15)
+
+
 def test_all_weights_together_are_small() -> None:
     files = list(Path(vitsal.embedded.__file__).parent.glob("*.safetensors"))
     assert sorted(file.stem for file in files) == sorted(MODEL_NAMES)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 MODEL_NAMES = ("vitsal_digits_target", "vitsal_digits_target_drop", "vitsal_digits_guide")
 TARGET = {"embed_dim": 96, "depth": 6, "num_heads": 3}
@@ -43,7 +43,10 @@ default_cfgs = generate_default_cfgs({f"{name}.digit_scenes": _cfg(name) for nam
 
 def _create(name: str, pretrained: bool, size: dict[str, int], options: dict[str, Any]) -> VisionTransformer:
     arguments = {"img_size": 112, "patch_size": 8, "num_classes": 10} | size | options
-    return build_model_with_cfg(VisionTransformer, name, pretrained, **arguments)
+    # the filter lets positions be interpolated where another img_size is asked for
+    return build_model_with_cfg(
+        VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **arguments
+    )
 
 
 @register_model
