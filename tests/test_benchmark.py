@@ -173,7 +173,7 @@ def test_rollout_table(tiny_vit):
     before = traces(tiny_vit)
     table = rollout_cost(tiny_vit, batch_size=2, repeats=2).set_index("task")
     plain = ["forward, fused attention", "forward, unfused attention"]
-    assert list(table.index) == [*plain, "rollout", "gradient rollout"]
+    assert list(table.index) == [*plain, "rollout", "gradient rollout", "attention distance"]
     assert table.ratio_to_forward[table.median_s[plain].idxmin()] == 1
     assert table.ratio_to_forward.min() > 0
     assert traces(tiny_vit) == before

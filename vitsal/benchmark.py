@@ -19,6 +19,7 @@ from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError, check_choice
 from vitsal.guides import GradientRolloutGuide, Guide, RandomGuide, RolloutGuide, StudentGuide
 from vitsal.models import grid_size, input_size
+from vitsal.probing import attention_distances
 from vitsal.processes import device_name
 from vitsal.students import Student
 
@@ -60,7 +61,7 @@ def rollout_cost(
     discard_ratio: float = 0.9,
     repeats: int = 9,
 ) -> pd.DataFrame:
-    """Time of rollout and gradient rollout against the plain forward pass of the same batch.
+    """Time of rollout, gradient rollout and mean attention distance against the plain forward pass of the same batch.
 
     Returns:
         One row per task: median seconds, fastest and slowest, and the median ratio to the faster of the plain passes,
@@ -82,6 +83,7 @@ def rollout_cost(
             "forward, unfused attention": lambda: forward(fused=False),
             "rollout": lambda: rollout(images),
             "gradient rollout": lambda: gradient(images),
+            "attention distance": lambda: attention_distances(model, images),
         },
         repeats,
         images.device,
