@@ -46,7 +46,7 @@ class ModelGuide:
 
     def _saliency(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, P)."""
-        return self._explain(AttentionRecord(self.model, images))
+        return self._explain(AttentionRecord(self.model, images, reusable=False))
 
     def _explain(self, record: AttentionRecord) -> Tensor:
         """(B, P)."""
