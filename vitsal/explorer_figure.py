@@ -15,59 +15,65 @@ from scipy.stats import spearmanr
 from vitsal.classes import Prediction
 from vitsal.exploration import Exploration, View
 from vitsal.models import grid_size
-from vitsal.plotting import COLOURS, SLIDE, hide_dropped, overlay, shorten
+from vitsal.plotting import COLOURS, hide_dropped, overlay, shorten
+from vitsal.sheets import SLIDE
 
-ROOM = {"left": 0.015, "right": 0.985, "top": 0.93, "bottom": 0.09, "wspace": 0.08, "hspace": 0.2}
+MARGIN, TITLE, BAR = 0.2, 0.5, 0.44  # inches: between pictures; above one, for its title; of a bar with its gap
 
 
 def draw_exploration(exploration: Exploration, views: Mapping[str, View]) -> Figure:
     """Draw a picture, and for each guide its map and the patches kept, with the model's likeliest classes.
 
+    All is drawn by hand into one pair of axes, in inches from the top left: with axes for every part it takes twice as
+    long, and the explorer draws anew at each move of a slider. No pyplot, which would keep the figure.
+
     Args:
         exploration: the picture in the model.
         views: guide's name -> what `exploration.look` gives; one or two, of which the second is compared to the first.
     """
-    # laid out by hand, since constrained layout takes longer than all drawing; no pyplot, which would keep the figure
     figure = Figure(figsize=SLIDE, layout="none")
-    wide = len(views) == 1
-    axes = figure.subplots(2, 3 if wide else 4, gridspec_kw={"height_ratios": [5, 3] if wide else [1, 1], **ROOM})
-    size = 20 if wide else 14
-    _show(axes[0, 0], exploration.pixels, "image", size)
-    _plot_predictions(axes[1, 0], exploration.predictions[:5], size)
-    if wide:
-        axes[1, 1].axis("off")
-    rows = [(axes[0, 1], axes[0, 2], axes[1, 2])] if wide else axes[:, 1:]
+    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, SLIDE[0]), ylim=(SLIDE[1], 0))
+    canvas.axis("off")
+    columns, top, size = (3, 4.95, 20) if len(views) == 1 else (4, SLIDE[1] / 2 + TITLE, 14)
+    side = min(SLIDE[0] / columns, top - TITLE) - MARGIN
+    lefts = [(column + 0.5) * SLIDE[0] / columns - side / 2 for column in range(columns)]
+    _show(canvas, (lefts[0], TITLE, side), exploration.pixels, "image", size)
+    _show_predictions(canvas, (lefts[0], top, side), exploration.predictions[:5], size)
     first = next(iter(views.values()))
-    for (map_axis, kept_axis, bars_axis), (name, view) in zip(rows, views.items(), strict=True):
-        kept = hide_dropped(exploration.pixels, view.keep, grid_size(exploration.model, exploration.images))
+    for row, (name, view) in enumerate(views.items()):
+        above = TITLE + row * SLIDE[1] / 2
         title = f"{len(view.keep)} of {view.saliency.numel()} patches" if view is first else _agreement(first, view)
-        _show(map_axis, overlay(exploration.pixels, view.saliency), shorten(name, 30), size)
-        _show(kept_axis, kept, title, size)
-        _plot_predictions(bars_axis, view.predictions, size)
+        kept = hide_dropped(exploration.pixels, view.keep, grid_size(exploration.model, exploration.images))
+        _show(canvas, (lefts[1], above, side), overlay(exploration.pixels, view.saliency), shorten(name, 30), size)
+        _show(canvas, (lefts[2], above, side), kept, title, size)
+        place = (lefts[2], top, side) if columns == 3 else (lefts[3], above, side)
+        _show_predictions(canvas, place, view.predictions, size)
     return figure
 
 
-def _show(axis: Axes, picture: np.ndarray, title: str, size: float) -> None:
-    axis.imshow(picture)
-    axis.set_title(title, y=1.01, fontsize=size)  # a given height spares a search for one, a third of all drawing
-    axis.axis("off")
+def _show(canvas: Axes, place: tuple[float, float, float], picture: np.ndarray, title: str, size: float) -> None:
+    """A picture in the square at (left, top, side), its longer side as long as the square's."""
+    left, top, side = place
+    height, width = side * np.array(picture.shape[:2]) / max(picture.shape[:2])
+    canvas.imshow(picture, extent=(left, left + width, top + height, top), aspect="auto")
+    canvas.text(left + width / 2, top - 0.1, title, ha="center", fontsize=size)
 
 
-def _plot_predictions(axis: Axes, predictions: Sequence[Prediction], size: float) -> None:
-    """Bars of probability, likeliest on top, with the names over them."""
+def _show_predictions(
+    canvas: Axes, place: tuple[float, float, float], predictions: Sequence[Prediction], size: float
+) -> None:
+    """Bars of probability at (left, top, width of a certain class), likeliest on top, with the names over them."""
     if not predictions:
-        axis.axis("off")
         return
-    places = range(len(predictions))
-    axis.barh(places, [top.probability for top in predictions], color=COLOURS[5], height=0.85)
-    for place, top in zip(places, predictions, strict=True):
-        axis.text(0.02, place, shorten(top.name, 24), va="center", fontsize=0.8 * size)
-    axis.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
-    axis.set_title("", y=1)
-    axis.invert_yaxis()
-    axis.set_xlabel("probability", fontsize=0.8 * size)
-    axis.tick_params(labelsize=0.8 * size)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    left, top, width = place
+    middles = [top + (row + 0.5) * BAR for row in range(len(predictions))]
+    canvas.barh(middles, [width * one.probability for one in predictions], 0.85 * BAR, left, color=COLOURS[5])
+    for middle, one in zip(middles, predictions, strict=True):
+        canvas.text(left + 0.05, middle, shorten(one.name, 24), va="center", fontsize=0.8 * size)
+    bottom = top + len(predictions) * BAR
+    canvas.plot([left, left + width], [bottom, bottom], color="black", lw=1)
+    for share, label in {0: "0", 0.5: "probability", 1: "1"}.items():
+        canvas.text(left + share * width, bottom + 0.05, label, ha="center", va="top", fontsize=0.8 * size)
 
 
 def _agreement(first: View, other: View) -> str:
