@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
@@ -32,7 +33,13 @@ def class_names(model: nn.Module) -> list[str]:
     subset = infer_imagenet_subset(model)
     if subset is None:
         return [str(index) for index in range(model.num_classes)]
-    return [description.partition(",")[0] for description in ImageNetInfo(subset).label_descriptions()]
+    return list(_imagenet_names(subset))
+
+
+@cache
+def _imagenet_names(subset: str) -> tuple[str, ...]:
+    """Read once: timm looks its names up in files anew each time, which would delay every picture that is explored."""
+    return tuple(description.partition(",")[0] for description in ImageNetInfo(subset).label_descriptions())
 
 
 def top_classes(logits: Tensor, names: list[str], count: int = 5) -> list[Prediction]:

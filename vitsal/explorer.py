@@ -135,9 +135,8 @@ class Explorer(widgets.VBox):
         slow = self.method.value == "flow"
         self.say("Flow takes seconds: one maximum flow for each patch ..." if slow else "")
         with _garbage_kept_young():
-            self.picture.value = figure_bytes(
-                self.draw(), "jpeg", dpi=72
-            )  # PNG would take longer to pack than all the rest
+            # PNG would take longer to pack than all the rest
+            self.picture.value = figure_bytes(self.draw(), "jpeg", dpi=72)
         if slow:
             self.say("")
 

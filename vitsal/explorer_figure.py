@@ -8,6 +8,7 @@ from html import escape
 from io import BytesIO
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -86,7 +87,9 @@ def _agreement(first: View, other: View) -> str:
 def figure_bytes(figure: Figure, kind: str, dpi: float = 200) -> bytes:
     """A figure as the content of a file: "png", "svg" or "jpeg"."""
     buffer = BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi)
+    # after saving, matplotlib gives a figure laid out by hand the default layout, and at the next saving warns of it
+    with rc_context({"figure.constrained_layout.use": False}):
+        figure.savefig(buffer, format=kind, dpi=dpi)
     return buffer.getvalue()
 
 
