@@ -74,7 +74,7 @@ def _open_stream(source: str, transform: Transform, split: str) -> StreamedImage
     """
     stream = _open_timm(source, create_dataset, split, transform=transform, is_training=False)
     stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
-    return StreamedImages(stream, f"{source}, {split}")
+    return StreamedImages(stream, f"{source}, {split}", transform=transform)
 
 
 def _open_folder(path: Path, transform: Transform, source: str) -> IndexedImages:

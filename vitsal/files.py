@@ -1,22 +1,68 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and one writer at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from vitsal.errors import UserError
 
+ABANDONED = 3600  # seconds after which nobody writes at an unfinished file any more
+
 
 def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a file beside `path`, then put it in its place: a kill leaves the old file or the new one."""
+    """Let `save` write a file beside `path`, then put it in its place: a kill leaves the old file or the new one.
+
+    What killed runs have left of earlier attempts is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part{os.getpid()}")  # several processes may write the same file
-    save(unfinished)
-    unfinished.chmod(0o644)  # safetensors writes files that their owner alone may read
-    os.replace(unfinished, path)
+    for old in path.parent.glob(f"{escape(path.name)}.part*"):
+        if time.time() - old.stat().st_mtime > ABANDONED:
+            old.unlink(missing_ok=True)
+    try:
+        save(unfinished)
+        unfinished.chmod(0o644)  # safetensors writes files that their owner alone may read
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
+    """Hold `<path>.lock` while something is written that no other process may write at the same time.
+
+    A lock that a killed process held is free.
+
+    Args:
+        path: what is written, a file or a folder.
+        busy: a sentence for whoever finds the lock taken, who is then refused; without one, he waits, and is told so.
+
+    Raises:
+        UserError: another process holds the lock, and `busy` is given.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0 if busy else 2)
+    except Timeout:
+        if busy:
+            raise UserError(busy) from None
+        print(f"Another run is writing {path}; waiting for it.", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_folder(path: str | Path) -> None:

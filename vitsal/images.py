@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +126,8 @@ class IndexedImages(Dataset):
         transform: PIL image -> (3, H, W).
         labels: the source's label -> the model's, where they differ.
         source: what it was opened from.
+        stamp: index -> what tells this sample's content from what may stand in its place another day, such as size and
+            time of its file; by default a hash of its pixels, for which it is read.
     """
 
     def __init__(
@@ -135,9 +138,10 @@ class IndexedImages(Dataset):
         transform: Transform,
         labels: dict[int, int] | None = None,
         source: str = "",
+        stamp: Callable[[int], str] | None = None,
     ) -> None:
         self.read, self.name, self.length, self.transform, self.labels = read, name, length, transform, labels
-        self.source = source
+        self.source, self.stamp = source, stamp or self._pixel_hash
 
     def __len__(self) -> int:
         return self.length
@@ -155,16 +159,40 @@ class IndexedImages(Dataset):
         """Why this sample cannot be read; '' where it can."""
         return self[index].problem
 
+    def _pixel_hash(self, index: int) -> str:
+        source, label, *_ = self.read(index)
+        try:
+            image = decode(source)
+        except BROKEN_IMAGE as error:
+            return f"{label} {error}"
+        return f"{label} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"
+
 
 class StreamedImages(IterableDataset):
     """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets.
 
-    Its samples have no names to tell it by: `source` names it, and they are numbered. Those that cannot be read do not
-    come out of it.
+    Its samples have no names to tell it by: they are numbered. Those that cannot be read do not come out of it.
+
+    Args:
+        dataset: images and labels, the images transformed.
+        source: what it was opened from.
+        first, last: numbers of the samples that come out of it, `last` excluded.
+        stamp: what tells its content from what may stand in its place another day: its shards with their sizes and
+            times, say.
+        transform: what was done to the images.
     """
 
-    def __init__(self, dataset: IterableDataset, source: str = "", first: int = 0, last: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        source: str = "",
+        first: int = 0,
+        last: int | None = None,
+        stamp: str = "",
+        transform: Transform | None = None,
+    ) -> None:
         self.dataset, self.source, self.first, self.last = dataset, source, first, last
+        self.stamp, self.transform = stamp, transform
 
     def __iter__(self) -> Iterator[Sample]:
         numbered = enumerate(self.dataset)
