@@ -53,8 +53,16 @@ def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
     Args:
         model: a timm ViT, Eva or Beit (`vitsal.load_model`).
         keep: patch indices to keep, (B, K), from 0 in row-major order, prefix tokens not counted.
+
+    Raises:
+        UserError: on running, indices that are no patches, are given twice, or for another number of images.
     """
+
+    def check(module: nn.Module, args: tuple, tokens: Tensor) -> None:
+        check_keep(keep, len(tokens), tokens.shape[1:-1].numel())
+
     with ExitStack() as stack:
+        stack.callback(model.patch_embed.register_forward_hook(check).remove)
         if isinstance(model, Beit):
             _keep_in_beit(model, keep, stack)
         else:  # timm's own place for dropping patches: after the position embedding, before the first block
@@ -103,6 +111,24 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 def _token_indices(keep: Tensor, num_prefix_tokens: int) -> Tensor:
     prefix = torch.arange(num_prefix_tokens, device=keep.device).expand(len(keep), -1)
     return torch.cat([prefix, keep + num_prefix_tokens], dim=1)
+
+
+def check_keep(keep: Tensor, num_images: int, num_patches: int) -> None:
+    """Raise UserError unless `keep` is (B, K) numbers of patches for so many images, none of them twice."""
+    whole = not (keep.is_floating_point() or keep.is_complex() or keep.dtype == torch.bool)
+    if not whole or keep.ndim != 2 or len(keep) != num_images or not keep.shape[1]:
+        raise UserError(
+            f"Patches to keep must be whole numbers, {num_images} rows (one for each image) of one patch at least; got "
+            f"{tuple(keep.shape)} of {str(keep.dtype).removeprefix('torch.')}."
+        )
+    ordered = keep.sort(dim=1).values
+    outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= num_patches)
+    wrong = outside | (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise UserError(
+            f"Patches to keep are numbered 0 to {num_patches - 1}, each once; image {row} has {ordered[row].tolist()}."
+        )
 
 
 def _keep_in_beit(model: Beit, keep: Tensor, stack: ExitStack) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ import vitsal
 from vitsal.dropping import embed_once, forward_kept, top_k_patches
 from vitsal.errors import UserError, check_number
 from vitsal.guides import Guide
-from vitsal.identity import data_fingerprint, describe, question_hash
+from vitsal.identity import data_fingerprint, data_place, describe, describe_transform, question_hash, sample_keys
 from vitsal.images import IndexedImages, StreamedImages, image_loader, spread, warn_of_skipped
 from vitsal.journal import UNREADABLE, Cell, Journal, Row, journal_file
 from vitsal.memory import Halving
+from vitsal.models import grid_size
 from vitsal.outcomes import Outcomes
-from vitsal.processes import device_name, make_accelerator
+from vitsal.processes import computed_precision, device_name, make_accelerator
 
 ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever chooses
-PRECISION_NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # accelerate's names
 
 
 def drop_curve(
@@ -58,7 +58,7 @@ class DropExperiment:
         limit: number of samples, spread evenly over an indexed data set, the first of a stream; None takes all.
 
     Raises:
-        UserError: no guide, no keep ratio, or one outside (0, 1].
+        UserError: no guide, no keep ratio, or one outside (0, 1]; a target, or a model in a guide, in training mode.
     """
 
     target: nn.Module
@@ -72,6 +72,11 @@ class DropExperiment:
             raise UserError("A drop curve needs at least one guide and one keep ratio.")
         for ratio in self.keep_ratios:
             check_number("keep ratio", ratio, 0, 1, open_end="low")
+        for name, part in {"target": self.target, **self.guides}.items():
+            if any(module.training for model in models_in(part) for module in model.modules()):
+                raise UserError(
+                    f"The {name} is in training mode, and answers at random: call its model's eval() first."
+                )
 
     @cached_property
     def guide_ids(self) -> dict[str, str]:
@@ -81,9 +86,12 @@ class DropExperiment:
     @cached_property
     def subject(self) -> dict[str, str]:
         """What predictions are about: only those of one subject are kept in one journal."""
-        mixed = make_accelerator().mixed_precision
-        precision = PRECISION_NAMES.get(mixed, mixed)
-        return {"target": describe(self.target), "data": data_fingerprint(self.dataset), "precision": precision}
+        return {
+            "target": describe(self.target),
+            "data": data_place(self.dataset),
+            "transform": describe_transform(self.dataset.transform),
+            "precision": computed_precision(make_accelerator()),
+        }
 
     @property
     def about(self) -> dict[str, Any]:
@@ -95,7 +103,7 @@ class DropExperiment:
                 for name, guide in self.guides.items()
             },
             "data": self.dataset.source,
-            "data_id": self.subject["data"],
+            "data_id": data_fingerprint(self.dataset, self.limit),
             "limit": self.limit,
             "precision": self.subject["precision"],
             "device": device_name(next(self.target.parameters()).device),
@@ -136,25 +144,34 @@ class DropExperiment:
             progress: show a bar.
 
         Raises:
-            UserError: a label that the target does not have, or, with `strict`, an image that cannot be read.
+            UserError: a label that the target does not have, answers or maps that cannot be used (`predict`), or, with
+                `strict`, an image that cannot be read, now or in an earlier run.
         """
         accelerator = make_accelerator()
-        journal = Journal()
-        if folder is not None and accelerator.is_main_process:
-            journal = Journal(journal_file(folder, self.subject), self.subject)
-        parts = _same_on_all(self._missing(journal))
-        with self._progress_bar(journal, parts, progress and accelerator.is_main_process) as bar:
+        leads = accelerator.is_main_process  # the journal is its business alone
+        journal = self._journal(folder if leads else None)
+        parts, broken = _same_on_all((self._missing(journal), journal.unreadable(self._asked(journal))))
+        if strict:
+            _refuse(broken)
+        with self._progress_bar(journal, parts, progress and leads) as bar:
             for cells, indices in parts:
                 for rows in self._answers(accelerator, cells, indices, batch_size, num_workers, strict):
-                    journal.add(rows, cells)
+                    journal.add(rows if leads else [], cells)
                     bar.update(len(rows))
-                if isinstance(indices, slice) and (self.limit is None or journal.length < self.limit):
+                if leads and isinstance(indices, slice) and (self.limit is None or journal.length < self.limit):
                     journal.end()
-        known = journal.outcomes(self._asked(journal), self.cells)
+        known = journal.outcomes(self._asked(journal), self.cells) if leads else None
         outcomes = replace(_same_on_all(known), about=self.about)
-        if accelerator.is_main_process:
+        if leads:
             warn_of_skipped(outcomes.skipped)
         return outcomes
+
+    def _journal(self, folder: str | Path | None) -> Journal:
+        """What is known of the samples that are asked about, in memory, or from a file in `folder`."""
+        keys = None
+        if isinstance(self.dataset, IndexedImages):
+            keys = sample_keys(self.dataset, spread(len(self.dataset), self.limit))
+        return Journal(None if folder is None else journal_file(folder, self.subject), self.subject, keys)
 
     def _asked(self, journal: Journal) -> Sequence[int]:
         """Numbers of the samples that are asked about; of a stream, as far as it is known."""
@@ -169,7 +186,7 @@ class DropExperiment:
         if isinstance(self.dataset, IndexedImages):
             return parts
         parts = [(wanted, slice(indices[0], indices[-1] + 1)) for wanted, indices in parts]
-        ended = journal.ended or (self.limit is not None and journal.length >= self.limit)
+        ended = journal.length == journal.ended or (self.limit is not None and journal.length >= self.limit)
         return parts if ended else [*parts, (cells, slice(journal.length, self.limit))]
 
     def _progress_bar(self, journal: Journal, parts: list, progress: bool) -> tqdm:
@@ -210,16 +227,20 @@ class DropExperiment:
         for index, label, fine in zip(batch["indices"].tolist(), batch["labels"].tolist(), readable, strict=True):
             name, problem = self.dataset.name(index), "" if fine else self.dataset.problem(index)
             if strict and not fine:
-                raise UserError(f"{name} cannot be read as an image: {problem}")
+                _refuse({name: problem})
             rows.append(Row(index, name, label, problem, next(predictions) if fine else [UNREADABLE] * num_cells))
         return rows
 
     @torch.inference_mode()
     def predict(self, images: Tensor, cells: Sequence[Cell]) -> Tensor:
-        """Classes that the target predicts: (B, 3, H, W) -> (B, number of cells)."""
+        """Classes that the target predicts: (B, 3, H, W) -> (B, number of cells).
+
+        Raises:
+            UserError: logits that are not finite, or a guide whose map is not on the target's grid.
+        """
         names = {guide_id: name for name, guide_id in self.guide_ids.items()}
         chosen = {guide_id for guide_id, _ in cells} - {ANY_GUIDE}
-        saliency = {guide_id: self.guides[names[guide_id]](images) for guide_id in sorted(chosen)}
+        saliency = {guide_id: self._ask(names[guide_id], images) for guide_id in sorted(chosen)}
         predictions = []
         with embed_once(self.target, images):
             for guide_id, ratio in cells:
@@ -227,8 +248,39 @@ class DropExperiment:
                     logits = self.target(images)
                 else:
                     logits = forward_kept(self.target, images, top_k_patches(saliency[guide_id], ratio))
+                _check_finite(logits)
                 predictions.append(logits.argmax(dim=1))
         return torch.stack(predictions, dim=1)
+
+    def _ask(self, name: str, images: Tensor) -> Tensor:
+        """The map of a guide, which must be on the target's grid: (B, 3, H, W) -> (B, gh, gw)."""
+        saliency, wanted = self.guides[name](images), (len(images), *grid_size(self.target, images))
+        if tuple(saliency.shape) != wanted:
+            raise UserError(f"The guide {name!r} gives maps {tuple(saliency.shape)} where the target has {wanted}.")
+        return saliency
+
+
+def models_in(value: Any) -> Iterator[nn.Module]:
+    """The models in a guide, or the model that this is."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from models_in(getattr(value, part.name))
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite()).any(dim=1).sum())
+        raise UserError(
+            f"The target's answers are not finite for {bad} of {len(logits)} images: its weights are damaged, or the "
+            "precision does not suffice."
+        )
+
+
+def _refuse(broken: Mapping[str, str]) -> None:
+    for name, problem in broken.items():
+        raise UserError(f"{name} cannot be read as an image: {problem}")
 
 
 def _same_on_all(value: Any) -> Any:

@@ -25,7 +25,7 @@ def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part{os.getpid()}")  # several processes may write the same file
-    for old in path.parent.glob(f"{escape(path.name)}.part*"):
+    for old in path.parent.glob(f"{escape(path.name)}.part[0-9]*"):
         if time.time() - old.stat().st_mtime > ABANDONED:
             old.unlink(missing_ok=True)
     try:
@@ -38,7 +38,7 @@ def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
 
 @contextmanager
 def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
-    """Hold `<path>.lock` while something is written that no other process may write at the same time.
+    """Be the only process that writes something; who holds the hidden file `.<name>.lock` beside it is.
 
     A lock that a killed process held is free.
 
@@ -51,7 +51,7 @@ def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0 if busy else 2)
     except Timeout:

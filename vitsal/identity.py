@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
+from timm.data import resolve_model_data_config
 from torch import nn
 
-from vitsal.images import BROKEN_IMAGE, IndexedImages, StreamedImages, decode, spread
-
-PROBES = 8  # images whose pixels are looked at, spread over the data
+from vitsal.images import IndexedImages, StreamedImages, spread
 
 
 def describe(value: Any) -> Any:
@@ -32,36 +32,58 @@ def describe(value: Any) -> Any:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all weights, to tell models of one name apart."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
+    """First 12 hexadecimal digits of the SHA-256 of all weights and settings, to tell models of one name apart.
+
+    Settings are what else the answers depend on: buffers that are not saved, a student's configuration, the pixels'
+    scale and the pooling of a timm model.
+    """
+    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True).encode())
+    for name, value in (model.state_dict() | dict(model.named_buffers())).items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:12]
 
 
-def data_fingerprint(dataset: IndexedImages | StreamedImages) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all sample names, and of eight samples' labels and pixels.
+def _settings(model: nn.Module) -> dict[str, Any]:
+    if hasattr(model, "configuration"):
+        return model.configuration
+    config = resolve_model_data_config(model)
+    return {"global_pool": getattr(model, "global_pool", None)} | {part: config[part] for part in ("mean", "std")}
 
-    So that another version of a data set, with files of the same names, is told apart without reading all of it. For a
-    stream its source stands, as its samples cannot be listed.
+
+def describe_transform(transform: Callable) -> str:
+    """What is done to images before a model sees them; of what does not tell, something new each time."""
+    text = repr(transform)
+    return f"{type(transform).__name__} {uuid4()}" if " at 0x" in text else text
+
+
+def data_place(dataset: IndexedImages | StreamedImages) -> str:
+    """Where the data lies: its source, a path from the root; a stream's shards too."""
+    path = Path(dataset.source)
+    place = str(path.resolve()) if dataset.source and path.exists() else dataset.source
+    return place if isinstance(dataset, IndexedImages) else f"{place} {_short_hash([dataset.stamp])}"
+
+
+def sample_keys(dataset: IndexedImages, indices: Sequence[int]) -> dict[int, str]:
+    """Number of a sample -> 16 hexadecimal digits that tell it, its content and its label from all others."""
+    return {index: _short_hash([dataset.name(index), dataset.stamp(index)]) for index in indices}
+
+
+def data_fingerprint(dataset: IndexedImages | StreamedImages, limit: int | None = None) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of all samples that are asked about and of what is done to them.
+
+    Each sample with its name and stamp (`IndexedImages`). For a stream, whose samples cannot be listed, its source and
+    its shards stand.
     """
     if isinstance(dataset, StreamedImages):
-        return f"stream of {dataset.source}"
-    digest = hashlib.sha256("\n".join(dataset.name(index) for index in range(len(dataset))).encode())
-    for index in spread(len(dataset), PROBES):
-        source, label, *_ = dataset.read(index)
-        digest.update(f"\n{index} {label} ".encode() + _pixels(source))
-    return digest.hexdigest()[:12]
+        return f"stream of {dataset.source} {_short_hash([dataset.stamp, describe_transform(dataset.transform)])}"
+    keys = sample_keys(dataset, spread(len(dataset), limit))
+    return _short_hash([describe_transform(dataset.transform), *keys.values()], 12)
 
 
-def _pixels(source: Any) -> bytes:
-    """An image, decoded: its size and pixels; of one that cannot be read, nothing."""
-    try:
-        image = decode(source)
-    except BROKEN_IMAGE:
-        return b"unreadable"
-    return str(image.size).encode() + image.tobytes()
+def _short_hash(parts: Sequence[object], digits: int = 16) -> str:
+    text = "\n".join(map(str, parts)).encode(errors="surrogateescape")  # names of files may be any bytes
+    return hashlib.sha256(text).hexdigest()[:digits]
 
 
 def question_hash(question: Mapping[str, Any]) -> str:

@@ -126,8 +126,8 @@ class IndexedImages(Dataset):
         transform: PIL image -> (3, H, W).
         labels: the source's label -> the model's, where they differ.
         source: what it was opened from.
-        stamp: index -> what tells this sample's content from what may stand in its place another day, such as size and
-            time of its file; by default a hash of its pixels, for which it is read.
+        stamp: index -> what tells this sample's content and label from what may stand in its place another day, such as
+            size and time of its file; by default a hash of its pixels, for which it is read.
     """
 
     def __init__(
@@ -161,6 +161,7 @@ class IndexedImages(Dataset):
 
     def _pixel_hash(self, index: int) -> str:
         source, label, *_ = self.read(index)
+        label = self.labels[label] if self.labels else int(label)
         try:
             image = decode(source)
         except BROKEN_IMAGE as error:

@@ -1,12 +1,16 @@
 """A journal of what a target predicts: kept on disk as it is computed, so that nothing is ever computed twice.
 
-The file is lines of JSON: first the subject (target, data, precision), then one line per batch. Lines are only ever
-appended, so whenever a run is killed, all but the batch at work is kept.
+The file is lines of JSON, each behind its checksum: first the subject (target, data, precision), then one line per
+batch. Lines are only ever appended, so whenever a run is killed, all but the batch at work is kept; several runs may
+append at the same time. A line that is damaged, or was written for another subject, does not fit its checksum, and is
+removed; what it held is computed again.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitsal.errors import UserError
-from vitsal.files import write_whole
+from vitsal.files import locked, write_whole
 from vitsal.identity import differences, question_hash
 from vitsal.outcomes import Outcomes
 
@@ -38,41 +42,52 @@ class Journal:
     Args:
         path: file to keep them in, and to go on from; None keeps them in memory only.
         subject: what they are about: only predictions of one target on one data set are ever joined.
+        keys: number of each sample that is asked about -> what tells it and its content (`identity.sample_keys`): what
+            the file holds of other samples, or of the same ones as they were, is left there. None for a stream, whose
+            samples are told by their numbers.
 
     Raises:
         UserError: the file is about another subject, or is no journal; it is left as it is.
     """
 
-    def __init__(self, path: Path | None = None, subject: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        subject: Mapping[str, Any] | None = None,
+        keys: Mapping[int, str] | None = None,
+    ) -> None:
         self.path, self.subject = path, json.loads(json.dumps(dict(subject or {})))
+        self.keys, self.numbers = keys, None if keys is None else {key: index for index, key in keys.items()}
         self.names: dict[int, str] = {}
         self.labels: dict[int, int] = {}
         self.skipped: dict[int, str] = {}
         self.classes: dict[Cell, np.ndarray] = {}
-        self.length = 0  # one more than the highest sample number known: where a stream is to be continued
-        self.ended = False
-        if path is None:
-            return
-        if path.exists() and path.stat().st_size:
-            self._read()
-        else:
-            self._write([json.dumps({"subject": self.subject})])
+        self.ended: int | None = None  # how many samples a stream has, once that is known
+        self._header = _sealed({"subject": self.subject})
+        if path is not None:
+            with locked(path):
+                self._read() if path.exists() and path.stat().st_size else self._write([self._header])
+
+    @property
+    def length(self) -> int:
+        """Of a stream: how many samples are known from the first on, without a gap."""
+        return next(index for index in range(len(self.names) + 1) if index not in self.names)
 
     def add(self, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         """Take samples with a class for each of these cells; a sample that is there already is the same again."""
         if rows:
-            self._append({"cells": list(cells), "rows": [list(row) for row in rows]})
+            self._append({"cells": list(cells), "rows": [[self._key(row.index), *row[1:]] for row in rows]})
 
     def end(self) -> None:
         """Note that the data, a stream, has no more samples than are known."""
-        if not self.ended:
-            self._append({"ended": True})
+        if self.ended != self.length:
+            self._append({"ended": self.length})
 
     def missing(self, indices: Sequence[int], cells: Sequence[Cell]) -> list[tuple[list[Cell], list[int]]]:
         """What is still to be computed: groups of samples, each with the cells that are unknown for all of it."""
         if not len(indices):
             return []
-        known = np.stack([self._classes(cell)[indices] != UNKNOWN for cell in cells])
+        known = np.stack([self._column(cell, max(indices) + 1)[indices] != UNKNOWN for cell in cells])
         patterns, group = np.unique(known, axis=1, return_inverse=True)
         parts = []
         for number, pattern in enumerate(patterns.T):
@@ -84,59 +99,104 @@ class Journal:
     def outcomes(self, indices: Sequence[int], cells: Mapping[tuple[str, float], Cell]) -> Outcomes:
         """Predictions for these samples, without those that cannot be read: (guide's name, keep ratio) -> classes."""
         good = [index for index in indices if index not in self.skipped]
+        length = max(good, default=-1) + 1
         return Outcomes(
             names=[self.names[index] for index in good],
             labels=np.array([self.labels[index] for index in good], dtype=np.int64),
-            predictions={key: self._classes(cell)[good] for key, cell in cells.items()},
-            skipped={self.names[index]: self.skipped[index] for index in indices if index in self.skipped},
+            predictions={key: self._column(cell, length)[good] for key, cell in cells.items()},
+            skipped=self.unreadable(indices),
         )
 
-    def _classes(self, cell: Cell) -> np.ndarray:
-        """Classes by sample number, at least as long as there are samples, UNKNOWN where there is none."""
+    def unreadable(self, indices: Sequence[int]) -> dict[str, str]:
+        """Which of these samples are known to be unreadable, and why: name -> problem."""
+        return {self.names[index]: self.skipped[index] for index in indices if index in self.skipped}
+
+    def _column(self, cell: Cell, length: int) -> np.ndarray:
+        """Classes by sample number, for `length` samples at least, UNKNOWN where there is none."""
         column = self.classes.get(cell, np.empty(0, dtype=np.int32))
-        if len(column) <= self.length:
-            longer = np.full(max(1024, 2 * self.length), UNKNOWN, dtype=np.int32)
+        if len(column) < length:
+            longer = np.full(max(length, 2 * len(column)), UNKNOWN, dtype=np.int32)
             longer[: len(column)] = column
             self.classes[cell] = column = longer
         return column
 
+    def _key(self, index: int) -> str | int:
+        return index if self.keys is None else self.keys[index]
+
     def _append(self, record: dict[str, Any]) -> None:
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with locked(self.path), self.path.open("a") as file:
+                file.write(_sealed(record, self._header) + "\n")
         self._take(record)
 
     def _take(self, record: Mapping[str, Any]) -> None:
-        self.ended |= record.get("ended", False)
-        rows = [Row(*row) for row in record.get("rows", [])]
+        self.ended = record.get("ended", self.ended)
+        rows = [Row(index, *row[1:]) for row in record.get("rows", []) if (index := self._number(row[0])) is not None]
         for row in rows:
             self.names[row.index], self.labels[row.index] = row.name, row.label
-            self.length = max(self.length, row.index + 1)
             if row.problem:
                 self.skipped[row.index] = row.problem
         indices = [row.index for row in rows]
         for number, (guide, ratio) in enumerate(record.get("cells", [])):
-            self._classes((guide, ratio))[indices] = [row.classes[number] for row in rows]
+            self._column((guide, ratio), max(indices, default=-1) + 1)[indices] = [row.classes[number] for row in rows]
+
+    def _number(self, key: str | int) -> int | None:
+        """The sample that a line tells of; None where it is not asked about."""
+        return key if self.numbers is None else self.numbers.get(key)
 
     def _read(self) -> None:
-        """Take what the file holds; a last line that a kill cut short is removed."""
-        *lines, torn = self.path.read_text().split("\n")
+        """Take what the file holds; a last line that a kill cut short is removed, and so are damaged ones."""
+        header, *lines = self.path.read_bytes().split(b"\n")
+        self._check_header(header)
+        torn, good = lines.pop() if lines else b"", []
+        for line in lines:
+            try:
+                self._take(_unsealed(line, self._header))
+                good.append(line.decode())
+            except ValueError:
+                continue
+        if damaged := len(lines) - len(good):
+            told = f"{damaged} lines of {self.path} are damaged; what they held is computed again."
+            warnings.warn(told, stacklevel=2)
+        if torn or damaged:
+            self._write([self._header, *good])
+
+    def _check_header(self, line: bytes) -> None:
         try:
-            header, *records = [json.loads(line) for line in lines]
-            subject = header["subject"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} is no journal of outcomes; name another folder, or move it away.") from error
+            subject = _unsealed(line)["subject"]
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.path} is no journal of outcomes, or is damaged; name another folder, or move it away."
+            ) from error
         if said := differences(subject, self.subject):
             raise UserError(f"{self.path} holds outcomes of another subject ({said}). Name another folder, or move it.")
-        for record in records:
-            self._take(record)
-        if torn:
-            self._write(lines)
 
     def _write(self, lines: Sequence[str]) -> None:
         """Write whole lines in place of what is there; a kill leaves the old file or the new one."""
         text = "".join(f"{line}\n" for line in lines)
         write_whole(self.path, lambda path: path.write_text(text))
+
+
+def _sealed(record: Mapping[str, Any], header: str = "") -> str:
+    """A line that holds a record: its checksum, of the header too, and JSON."""
+    text = json.dumps(record)
+    return f"{_checksum(text, header)} {text}"
+
+
+def _unsealed(line: bytes, header: str = "") -> dict[str, Any]:
+    """The record in a line.
+
+    Raises:
+        ValueError: it does not fit its checksum.
+    """
+    checksum, _, text = line.decode().partition(" ")
+    if checksum != _checksum(text, header):
+        raise ValueError("damaged")
+    return json.loads(text)
+
+
+def _checksum(text: str, header: str) -> str:
+    return f"{zlib.crc32((header + text).encode()):08x}"
 
 
 def journal_file(folder: str | Path, subject: Mapping[str, Any]) -> Path:

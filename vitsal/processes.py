@@ -10,15 +10,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from vitsal.errors import UserError
+
 
 def make_accelerator(**options: Any) -> Accelerator:
     """Hugging Face accelerate; number of processes, device and precision are the launcher's.
 
     Args:
         options: passed to `accelerate.Accelerator`.
+
+    Raises:
+        UserError: a precision that is unknown, or cannot be had here.
     """
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # one process may work for long while others wait
-    accelerator = Accelerator(kwargs_handlers=[patient], **options)
+    try:
+        accelerator = Accelerator(kwargs_handlers=[patient], **options)
+    except (ValueError, ImportError) as error:  # a precision that it does not know, or that this machine has not
+        raise UserError(f"The launcher asks for what cannot be had here: {error}.") from error
     if accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
             "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless through mpirun. "
@@ -26,6 +34,17 @@ def make_accelerator(**options: Any) -> Accelerator:
             stacklevel=2,
         )
     return accelerator
+
+
+def computed_precision(accelerator: Accelerator) -> str:
+    """What matrices are multiplied in, "float32" or "bfloat16" say: asked of torch, as what was wished for may not be.
+
+    fp16 on a CPU, for example, is float32.
+    """
+    kind = accelerator.device.type
+    with accelerator.autocast():
+        lowered = torch.is_autocast_enabled(kind)
+        return str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if lowered else "float32"
 
 
 def device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from vitsal.comparison import paired_difference
 from vitsal.errors import UserError
-from vitsal.files import write_whole
+from vitsal.files import locked, write_whole
 from vitsal.identity import question_hash
 from vitsal.outcomes import COLUMNS, Outcomes, summarize
 
@@ -19,10 +20,11 @@ POINT = ["target", "guide", "keep_ratio"]
 SAMPLE = ["data_id", "limit", "precision"]  # the same in all of a table, so that its rows can be compared
 ENVIRONMENT = ["device", "vitsal", "torch", "timm"]
 DIFFERENCE = ["minus", "difference", "difference_low", "difference_high"]
+CHECKSUM = "checksum"  # of the row's other columns: a damaged row is noticed
 COLUMN_TYPES = {"limit": "Int64", "seed": "Int64"} | dict.fromkeys(
-    ["target", "guide", "minus", "target_id", "guide_id", "data", "data_id", "precision", *ENVIRONMENT], "str"
+    ["target", "guide", "minus", "target_id", "guide_id", "data", "data_id", "precision", CHECKSUM, *ENVIRONMENT], "str"
 )  # a hash or a version may look like a number
-RESULT_COLUMNS = [*COLUMNS, *DIFFERENCE, "target_id", "guide_id", "seed", "data", *SAMPLE, *ENVIRONMENT]
+RESULT_COLUMNS = [*COLUMNS, *DIFFERENCE, "target_id", "guide_id", "seed", "data", *SAMPLE, *ENVIRONMENT, CHECKSUM]
 
 
 def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
@@ -30,7 +32,8 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
 
     Columns: those of `summarize`; the paired difference to the first guide (`minus`), in accuracy, with its 95 %
     bootstrap interval; name and weights of the target (`target_id`), a hash of the guide's own weights and settings
-    (`guide_id`), its seed where it has one; source and fingerprint of the data, limit, precision; device and versions.
+    (`guide_id`), its seed where it has one; source and fingerprint of the data, limit, precision; device and versions;
+    a checksum of the row.
 
     Args:
         outcomes: as an experiment gives them.
@@ -42,7 +45,14 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
     table, first = summarize(outcomes, target), outcomes.guides[0]
     pairs = [(first, *paired_difference(outcomes, row.guide, first, row.keep_ratio)) for row in table.itertuples()]
     table[DIFFERENCE] = pd.DataFrame(pairs, index=table.index)
-    return table.merge(identity_table(outcomes.about, target), how="left", on=["target", "guide"])[RESULT_COLUMNS]
+    table = table.merge(identity_table(outcomes.about, target), how="left", on=["target", "guide"])
+    return table.assign(**{CHECKSUM: row_checksums(table)})[RESULT_COLUMNS]
+
+
+def row_checksums(table: pd.DataFrame) -> list[str]:
+    """For each row the CRC-32 of all that it says, in the order of the columns, 8 hexadecimal digits."""
+    said = table[[column for column in RESULT_COLUMNS if column != CHECKSUM]].astype("string").fillna("")
+    return [f"{zlib.crc32(chr(31).join(row).encode()):08x}" for row in said.itertuples(index=False)]
 
 
 def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
@@ -60,7 +70,7 @@ def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
 def add_results(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     """Add rows to the table at `path` (CSV, with a Parquet copy beside it); the same point again replaces its row.
 
-    Whoever reads the files sees the old ones or the whole new ones.
+    Whoever reads the files sees the old ones or the whole new ones; of several who write, one waits for the other.
 
     Returns:
         The whole table.
@@ -70,13 +80,14 @@ def add_results(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
             same names; it is left as it is.
     """
     path = Path(path)
-    there = read_results(path)
-    check_same(there, table, path)
-    points = pd.MultiIndex.from_frame(table[POINT])
-    older = there[~pd.MultiIndex.from_frame(there[POINT]).isin(points)]
-    whole = pd.concat([older, table], ignore_index=True) if len(older) else table.reset_index(drop=True)
-    write_whole(path, partial(whole.to_csv, index=False))
-    write_whole(path.with_suffix(".parquet"), partial(whole.to_parquet, index=False))
+    with locked(path):
+        there = read_results(path)
+        check_same(there, table, path)
+        points = pd.MultiIndex.from_frame(table[POINT])
+        older = there[~pd.MultiIndex.from_frame(there[POINT]).isin(points)]
+        whole = pd.concat([older, table], ignore_index=True) if len(older) else table.reset_index(drop=True)
+        write_whole(path, partial(whole.to_csv, index=False))
+        write_whole(path.with_suffix(".parquet"), partial(whole.to_parquet, index=False))
     return whole
 
 
@@ -84,7 +95,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
     """The table at `path`, CSV; an empty one where there is none.
 
     Raises:
-        UserError: the file is no results table.
+        UserError: the file is no results table, or a row of it is damaged.
     """
     path = Path(path)
     if path.suffix != ".csv":
@@ -99,6 +110,12 @@ def read_results(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
     if list(table.columns) != RESULT_COLUMNS:
         raise UserError(f"{path} is no results table of vitsal, and is left as it is; name another, or move it.")
+    damaged = [number for number, fits in enumerate(table[CHECKSUM] == row_checksums(table), 2) if not fits]
+    if damaged:
+        raise UserError(
+            f"{path} is damaged or was changed by hand in line {', '.join(map(str, damaged))}, and is left as it is. "
+            "Remove it: the journal beside it holds what its rows were computed from."
+        )
     return table
 
 
