@@ -6,6 +6,7 @@ from helpers import traces
 
 from vitsal.dropping import forward_kept, keep_patches, num_kept, top_k_patches
 from vitsal.errors import UserError
+from vitsal.models import load_model
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,27 @@ def test_context_serves_several_forward_passes(tiny_vit, images):
     assert torch.equal(first, second)
     assert torch.equal(first, forward_kept(tiny_vit, images, keep))
     assert traces(tiny_vit) == before
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ([[-1, 2]] * 4, r"numbered 0 to 15, each once; image 0 has \[-1, 2\]"),
+        ([[0, 1], [0, 1], [3, 16], [0, 1]], r"image 2 has \[3, 16\]"),
+        ([[5, 5]] * 4, r"image 0 has \[5, 5\]"),
+        ([[1, 2]] * 3, r"4 rows \(one for each image\) .* got \(3, 2\) of int64"),
+        ([[1, 2]], "4 rows"),
+        ([[]] * 4, "one patch at least"),
+        ([[0.0, 1.0]] * 4, "whole numbers"),
+        ([[True, False]] * 4, "whole numbers"),
+        ([1, 2, 3, 4], "4 rows"),
+    ],
+)
+def test_patches_that_cannot_be_kept_are_refused(name, keep, said):
+    size = 56 if "14" in name else 64
+    model = load_model(name, pretrained=False, img_size=size, depth=2, embed_dim=48, num_heads=3)
+    before = traces(model)
+    with pytest.raises(UserError, match=said):
+        forward_kept(model, torch.zeros(4, 3, size, size), torch.tensor(keep))
+    assert traces(model) == before

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import noise_image, randomise, traces, write_shards
+from accelerate.state import AcceleratorState
+from helpers import noise_image, randomise, save_image, traces, write_shards
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from vitsal import processes
 from vitsal.cli import app
 from vitsal.data import open_data
 from vitsal.dropping import forward_kept, top_k_patches
@@ -26,6 +28,7 @@ from vitsal.identity import data_fingerprint, describe, weights_fingerprint
 from vitsal.memory import Halving
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import COLUMNS, summarize, wilson_interval
+from vitsal.scale import cheap_images, cheap_target
 
 RATIOS = (1.0, 0.5, 0.1)
 
@@ -429,3 +432,147 @@ def test_a_guide_that_cannot_be_told_apart_is_never_taken_for_another(tiny_vit, 
     assert not same(curve(top), curve(bottom))
     assert describe(curve) != describe(curve)
     assert describe({"x": 1}) == {"x": 1}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("count", "limit"), [(2_500, None), (40_000, 24), (3_000, 2_999)])
+def test_more_samples_than_any_array_begins_with(tmp_path, count, limit):
+    """Sparse and dense numbers of samples, asked twice: the answers are those of one pass over the same images."""
+    target, guides = cheap_target(), {"center": CenterGuide((4, 4))}
+    dataset = cheap_images(count, target)
+    asked = [index * count // (limit or count) for index in range(limit or count)]
+    options = {"limit": limit, "folder": tmp_path, "batch_size": 250, "progress": False}
+    first = drop_curve(target, guides, dataset, (1.0, 0.25), **options)
+    images = torch.stack([dataset[index].image for index in asked])
+    expected = {1.0: target(images), 0.25: forward_kept(target, images, top_k_patches(guides["center"](images), 0.25))}
+    assert first.labels.tolist() == [index % 10 for index in asked]
+    for ratio, logits in expected.items():
+        assert first.predictions["center", ratio].tolist() == logits.argmax(dim=1).tolist()
+    assert same(drop_curve(target, guides, dataset, (1.0, 0.25), **options), first)
+
+
+def curve_of(target, folder, journals, **options):
+    """A drop curve over a folder of images, its journal kept; and how many of them the target saw."""
+    seen = []
+    handle = target.norm.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    dataset = open_data(str(folder), options.pop("transform", model_transform(target)))
+    outcomes = drop_curve(
+        target, {"c": CenterGuide((4, 4))}, dataset, [0.5], folder=journals, progress=False, **options
+    )
+    handle.remove()
+    return outcomes, sum(seen)
+
+
+def test_an_image_that_changed_is_computed_again_alone(tiny_vit, dataset, tmp_path):
+    """Replaced under the same name; broken, then repaired; back as it was; one more; one less."""
+    folder, image = tmp_path / "images", tmp_path / "images" / "3" / "03.png"
+
+    def check(seen):
+        outcomes, number = curve_of(tiny_vit, folder, tmp_path)
+        assert number == seen
+        assert same(outcomes, drop_curve(tiny_vit, {"c": CenterGuide((4, 4))}, data(), [0.5], progress=False))
+
+    def data():
+        return open_data(str(folder), model_transform(tiny_vit))
+
+    check(seen=13)
+    check(seen=0)
+    before = image.read_bytes(), os.stat(image).st_mtime_ns
+    noise_image(image, seed=77)
+    check(seen=1)
+    image.write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="3/03.png"):
+        assert len(curve_of(tiny_vit, folder, tmp_path)[0].names) == 12
+    noise_image(image, seed=78)
+    check(seen=1)
+    image.write_bytes(before[0])
+    os.utime(image, ns=(before[1], before[1]))
+    check(seen=0)  # as it was at first
+    noise_image(folder / "0" / "000.png", seed=5)
+    check(seen=1)  # and all numbers shift
+    (folder / "0" / "10.png").unlink()
+    check(seen=0)
+
+
+def test_two_folders_reached_by_the_same_relative_path(tiny_vit, tmp_path, monkeypatch):
+    """Even of files alike in name, size and time."""
+    for number in (1, 2):
+        path = save_image(tmp_path / f"{number}" / "images" / "c" / "x.png", colour=(80 * number, 30, 90))
+        path.write_bytes(path.read_bytes().ljust(2_000))  # readers stop at the image's end
+        os.utime(path, ns=(10**18, 10**18))
+    answers = []
+    model = load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=1, num_classes=1)
+    for number in (1, 2):
+        monkeypatch.chdir(tmp_path / f"{number}")
+        answers.append(curve_of(model, "images", tmp_path)[1])
+    assert answers == [1, 1]
+
+
+def test_another_transform_is_another_question(tiny_vit, dataset, tmp_path):
+    def half(image):
+        return model_transform(tiny_vit)(image) / 2
+
+    counts = [
+        curve_of(tiny_vit, tmp_path / "images", tmp_path, transform=transform)[1]
+        for transform in (model_transform(tiny_vit), model_transform(tiny_vit), half, half)
+    ]
+    assert counts == [13, 0, 13, 13]  # a function does not tell what it does: nothing is ever taken for it
+
+
+def test_strict_stops_at_an_image_known_to_be_broken(tiny_vit, dataset, guides, tmp_path):
+    (tmp_path / "images" / "1" / "01.png").write_text("these are my notes")
+    with pytest.warns(UserWarning, match="1/01.png"):
+        drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, progress=False)
+    with pytest.raises(UserError, match=r"1/01.png cannot be read as an image"):
+        drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, strict=True, progress=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_answers_that_are_not_finite_are_refused(tiny_vit, dataset, guides, tmp_path, value):
+    with torch.no_grad():
+        tiny_vit.head.bias[3] = value
+    with pytest.raises(UserError, match="answers are not finite for 5 of 5 images"):
+        drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, batch_size=5, progress=False)
+    (journal,) = tmp_path.glob("outcomes-*.jsonl")
+    assert len(journal.read_text().splitlines()) == 1
+
+
+def test_a_model_in_training_mode_is_refused(tiny_vit, dataset):
+    other = copy.deepcopy(tiny_vit)
+    other.blocks[1].train()
+    inside = {"rollout": AdaptedGuide(RolloutGuide(other), tiny_vit)}
+    for target, guides, name in [(other, {"c": CenterGuide((4, 4))}, "target"), (tiny_vit, inside, "rollout")]:
+        with pytest.raises(UserError, match=f"The {name} is in training mode"):
+            DropExperiment(target, guides, dataset, (0.5,))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (16,), (4, 3), (1, 4, 4)])
+def test_a_map_that_is_not_on_the_targets_grid_is_refused(tiny_vit, dataset, shape):
+    def guide(images):
+        return torch.rand(len(images), *shape)
+
+    with pytest.raises(UserError, match=r"guide 'mine' gives maps \(13, .* the target has \(13, 4, 4\)"):
+        drop_curve(tiny_vit, {"mine": guide}, dataset, [0.5], progress=False)
+
+
+@pytest.mark.parametrize(("asked", "computed"), [("no", "float32"), ("bf16", "bfloat16"), ("fp16", "float32")])
+def test_precision_is_what_is_computed_in(tiny_vit, dataset, monkeypatch, asked, computed):
+    """fp16 on a CPU is float32, and its answers are float32's."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    dtypes = set()
+    handle = tiny_vit.head.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    outcomes = drop_curve(tiny_vit, {"c": CenterGuide((4, 4))}, dataset, [0.5], progress=False)
+    handle.remove()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert dtypes == {getattr(torch, computed)}
+    assert outcomes.about["precision"] == computed
+
+
+def test_an_unknown_precision_is_refused(monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp3")
+    with pytest.raises(UserError, match=r"Unknown mixed precision 'fp3'\..*Known: no, bf16, fp16"):
+        processes.make_accelerator()
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,13 +1,17 @@
 """The journal: what is known is found, what is missing is named, and other subjects are refused."""
 
 import json
+import multiprocessing
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitsal.errors import UserError
 from vitsal.identity import question_hash
-from vitsal.journal import UNREADABLE, Journal, Row, journal_file
+from vitsal.journal import UNKNOWN, UNREADABLE, Journal, Row, journal_file
 
 A, B = ("a", 0.5), ("b", 0.3)
 
@@ -101,3 +105,147 @@ def test_each_subject_has_its_own_file():
     assert files[0] == files[2] != files[1]
     assert files[0].name == f"outcomes-{question_hash({'target': 'a'})}.jsonl"
     assert json.loads(json.dumps(str(files[0]))).startswith("runs")
+
+
+KEYS = {index: f"key {index}" for index in range(40)}
+
+
+def written(path, subject=None, keys=KEYS):
+    """A journal of forty samples, five to a line, two cells."""
+    journal = Journal(path, subject or {"target": "tiny"}, keys)
+    for first in range(0, 40, 5):
+        journal.add(rows(range(first, first + 5), 1, 2), [A, B])
+    return path.read_bytes()
+
+
+def known(journal):
+    """(sample, cell) -> class, of all that a journal knows of the forty samples."""
+    columns = {cell: journal._column(cell, 40) for cell in (A, B)}
+    return {(i, cell): column[i] for cell, column in columns.items() for i in range(40) if column[i] != UNKNOWN}
+
+
+def expected(lost=()):
+    return {(i, cell): 100 * (1 + n) + i for n, cell in enumerate((A, B)) for i in range(40) if i not in lost}
+
+
+def damaged_line(content, number, old, new):
+    """The file with a part of one line replaced."""
+    lines = content.split(b"\n")
+    assert old in lines[number]
+    lines[number] = lines[number].replace(old, new, 1)
+    return b"\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"[105, 205]", b"[105, 206]"),  # another class
+        (b"[105, 205]", b"[105, 99999]"),  # one that no target has
+        (b"[105, 205]", b"[205, 105]"),  # swapped cells
+        (b'["a", 0.5], ["b", 0.3]', b'["b", 0.3], ["a", 0.5]'),
+        (b'"key 5"', b'"key 1"'),  # another sample
+        (b'"5.png", 2', b'"5.png", 1'),  # another label
+        (b"{", b""),
+        (b"5.png", b"5\xff.png"),
+    ],
+)
+def test_a_damaged_line_is_never_used(tmp_path, old, new):
+    path = tmp_path / "journal.jsonl"
+    content = written(path)
+    path.write_bytes(damaged_line(content, 2, old, new))
+    with pytest.warns(UserWarning, match=r"1 lines of .*journal.jsonl are damaged; what they held is computed again"):
+        journal = Journal(path, {"target": "tiny"}, KEYS)
+    assert known(journal) == expected(lost=range(5, 10))
+    assert journal.missing(range(40), [A, B]) == [([A, B], [5, 6, 7, 8, 9])]
+    journal.add(rows(range(5, 10), 1, 2), [A, B])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was damaged is gone from the file
+        assert known(Journal(path, {"target": "tiny"}, KEYS)) == expected()
+
+
+def test_lines_of_another_journal_are_never_used(tmp_path):
+    """Whole lines with fitting checksums: of the same samples and cells, and another target."""
+    path, other = tmp_path / "journal.jsonl", tmp_path / "other.jsonl"
+    content, foreign = written(path), written(other, {"target": "big"})
+    path.write_bytes(content[: content.index(b"\n") + 1] + foreign[foreign.index(b"\n") + 1 :])
+    with pytest.warns(UserWarning, match="8 lines"):
+        assert known(Journal(path, {"target": "tiny"}, KEYS)) == {}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(bit=st.integers(0, 10_000_000))
+def test_one_flipped_bit_anywhere(tmp_path_factory, bit):
+    """The file is refused, or what is known is right."""
+    path = tmp_path_factory.mktemp("flip") / "journal.jsonl"
+    content = bytearray(written(path))
+    bit %= 8 * len(content)
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            journal = Journal(path, {"target": "tiny"}, KEYS)
+        except UserError:
+            assert path.read_bytes() == content
+            return
+    assert known(journal).items() <= expected().items()
+    assert len(known(journal)) >= 2 * 30  # a line, or two that became one
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(parts=st.lists(st.tuples(st.sets(st.integers(0, 6_000), min_size=1, max_size=8), st.booleans()), max_size=12))
+def test_any_samples_in_any_order_are_found_again(tmp_path_factory, parts):
+    """Sparse and huge numbers too, in memory and from the file, against a dictionary."""
+    path = tmp_path_factory.mktemp("any") / "journal.jsonl"
+    keys, truth = {index: f"{index:x}" for index in range(6_001)}, {}
+    journal = Journal(path, {}, keys)
+    for indices, both in parts:
+        cells = [A, B] if both else [B]
+        journal.add(rows(sorted(indices), 1, *([2] if both else [])), cells)
+        truth |= {(i, cell): 100 * (1 + n) + i for n, cell in enumerate(cells) for i in indices}
+    for each in (journal, Journal(path, {}, keys)):
+        asked = list(range(6_001))
+        missing = {(i, cell) for cells, some in each.missing(asked, [A, B]) for cell in cells for i in some}
+        assert missing == {(i, cell) for i in asked for cell in (A, B)} - truth.keys()
+        for cell in (A, B):
+            numbers = sorted(i for i, of in truth if of == cell)
+            found = each.outcomes(numbers, {("mine", cell[1]): cell}).predictions["mine", cell[1]]
+            assert found.tolist() == [truth[i, cell] for i in numbers]
+
+
+def test_a_sample_that_changed_is_missing_alone_and_known_again_when_it_comes_back(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    written(path)
+    changed = Journal(path, {"target": "tiny"}, KEYS | {7: "other content"})
+    assert changed.missing(range(40), [A, B]) == [([A, B], [7])]
+    assert known(Journal(path, {"target": "tiny"}, KEYS)) == expected()
+    moved = {index: KEYS[(index + 1) % 40] for index in range(40)}  # a file that came first went: all numbers shift
+    assert known(Journal(path, {"target": "tiny"}, moved))[3, A] == 104
+
+
+def test_a_stream_whose_end_is_damaged_is_not_shorter(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    content = written(path, keys=None)
+    journal = Journal(path, {"target": "tiny"})
+    journal.end()
+    path.write_bytes(damaged_line(content, 8, b"[135, 235]", b"[135, 999]") + path.read_bytes()[len(content) :])
+    with pytest.warns(UserWarning, match="1 lines"):
+        again = Journal(path, {"target": "tiny"})
+    assert (again.length, again.ended) == (35, 40)
+
+
+def _append(path, first):
+    journal = Journal(path, {"target": "tiny"}, KEYS)
+    for index in range(first, 40, 4):
+        journal.add(rows([index], 1, 2), [A, B])
+
+
+def test_four_runs_append_at_once(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    writers = [multiprocessing.get_context("fork").Process(target=_append, args=(path, n)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert known(Journal(path, {"target": "tiny"}, KEYS)) == expected()

@@ -1,5 +1,9 @@
 """The results table: what it says, how it grows, and what is never mixed in."""
 
+import multiprocessing
+import os
+from functools import partial
+
 import pandas as pd
 import pytest
 
@@ -132,3 +136,37 @@ def test_other_identities_have_other_files():
     assert len(set(files)) == 4
     assert files[0] == files[4]  # the machine is no part of the question
     assert files[0] == results_file("runs", "curve", results_table(outcomes(), "vit"))
+
+
+def damaged(path, line, old, new):
+    lines = path.read_text().splitlines(keepends=True)
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    path.write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("rollout,0.5,4,3", "rollout,0.5,4,2"), ("0.75", "0.85"), ("rollout", "random"), ("d4t4", "d4t5"), ("0.5", "0.3")],
+)
+def test_a_damaged_row_is_refused_and_left_alone(tmp_path, old, new):
+    path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
+    add_results(table, path)
+    line = 2 + table.index[(table.guide == "rollout") & (table.keep_ratio == 0.5)][0]
+    damaged(path, line, old, new)
+    before = path.read_bytes()
+    for touch in (read_results, partial(add_results, table)):
+        with pytest.raises(UserError, match=rf"t.csv is damaged or was changed by hand in line {line}, .* Remove it"):
+            touch(path)
+    assert path.read_bytes() == before
+
+
+def test_no_row_is_lost_when_four_write_at_once(tmp_path):
+    """Twenty tables (a hundred with VITSAL_SLOW_TESTS), four writers of one row each."""
+    table = results_table(outcomes(), "vit")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        for trial in range(100 if os.environ.get("VITSAL_SLOW_TESTS") else 20):
+            path = tmp_path / f"{trial}.csv"
+            pool.starmap(add_results, [(table[number : number + 1], path) for number in range(4)])
+            assert len(read_results(path)) == 4
+            assert len(pd.read_parquet(path.with_suffix(".parquet"))) == 4

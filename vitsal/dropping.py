@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 
 import torch
 from timm.models.beit import Beit
@@ -66,7 +67,7 @@ def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
         if isinstance(model, Beit):
             _keep_in_beit(model, keep, stack)
         else:  # timm's own place for dropping patches: after the position embedding, before the first block
-            stack.callback(setattr, model, "patch_drop", model.patch_drop)
+            stack.callback(_put_back, model, model.patch_drop)
             model.patch_drop = _KeepPatches(keep, model.num_prefix_tokens, returns_indices=isinstance(model, Eva))
         yield model
 
@@ -89,6 +90,12 @@ def embed_once(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
         yield model
     finally:
         del model.patch_embed.forward
+
+
+def _put_back(model: nn.Module, patch_drop: nn.Module | None) -> None:
+    """Deleted first: torch keeps modules apart from other attributes, and Eva's is None at first."""
+    del model.patch_drop
+    model.patch_drop = patch_drop
 
 
 class _KeepPatches(nn.Module):
@@ -133,13 +140,13 @@ def check_keep(keep: Tensor, num_images: int, num_patches: int) -> None:
 
 def _keep_in_beit(model: Beit, keep: Tensor, stack: ExitStack) -> None:
     """Beit has no place for dropping patches: they go at the first block, their relative positions with them."""
-    indices = _token_indices(keep, model.num_prefix_tokens)
+    indices = cache(partial(_token_indices, keep, model.num_prefix_tokens))  # on running: checked by then
 
     def drop_tokens(block: nn.Module, args: tuple) -> tuple:
-        return (gather_tokens(args[0], indices), *args[1:])
+        return (gather_tokens(args[0], indices()), *args[1:])
 
     def pick_bias(bias: Tensor) -> Tensor:  # (1, H, N, N), or (H, N, N) where blocks share one -> (B, H, M, M)
-        return bias.view(bias.shape[-3:])[:, indices[:, :, None], indices[:, None, :]].transpose(0, 1)
+        return bias.view(bias.shape[-3:])[:, indices()[:, :, None], indices()[:, None, :]].transpose(0, 1)
 
     stack.callback(model.blocks[0].register_forward_pre_hook(drop_tokens).remove)
     if model.rel_pos_bias is not None:

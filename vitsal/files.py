@@ -51,7 +51,7 @@ def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.01)
     try:
         lock.acquire(timeout=0 if busy else 2)
     except Timeout:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from vitsal.errors import UserError
+from vitsal.errors import UserError, check_choice
+
+PRECISIONS = ("no", "bf16", "fp16")  # accelerate's names of those that need no other model
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -25,8 +27,9 @@ def make_accelerator(**options: Any) -> Accelerator:
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # one process may work for long while others wait
     try:
         accelerator = Accelerator(kwargs_handlers=[patient], **options)
-    except (ValueError, ImportError) as error:  # a precision that it does not know, or that this machine has not
+    except (ValueError, ImportError) as error:  # such as a precision that this machine has not
         raise UserError(f"The launcher asks for what cannot be had here: {error}.") from error
+    check_choice("mixed precision", accelerator.mixed_precision, PRECISIONS)
     if accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
             "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless through mpirun. "
