@@ -87,12 +87,12 @@ def _indexed(
 
 def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
     """A folder, or a tar file."""
-    if not os.path.exists(path):
+    folder = os.path.isdir(path)
+    if not folder and not os.path.isfile(path):  # opening a FIFO would wait for ever
         raise UserError(
             f"There is no data at {printable(path)!r}. Give a folder with one folder of images per class, a tar file, "
             "'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
         )
-    folder = os.path.isdir(path)
     try:
         found = list_folder(path) if folder else list_tar(path)
     except Exception as error:  # of the file system, of tarfile
@@ -133,9 +133,12 @@ def _open_stream(source: str, transform: Transform, split: str) -> StreamedImage
 def _timm_stream(source: str, split: str, transform: Transform) -> IterableDataset:
     if source.startswith("tfds/") and ":" in source and not source.rpartition(":")[2].replace(".", "").isdecimal():
         raise UserError("A namespace before the name stands for code from elsewhere, which is not run.")
-    options = {"input_img_mode": ""} if source.startswith("hfids/") else {}  # RGB is made by `decode`
+    hub = source.startswith("hfids/")
+    options = {"input_img_mode": "", "num_samples": 1} if hub else {}  # `decode` makes RGB; training needs the number
     prepare = partial(_prepare, transform)
     stream = create_dataset(source, root=None, split=split, transform=prepare, is_training=False, **options)
+    if hub:
+        stream.reader.builder.as_streaming_dataset(split=split)  # timm would find an unknown split while reading
     stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
     return stream
 
@@ -145,11 +148,11 @@ def _prepare(transform: Transform, image: Image.Image) -> Any:
 
 
 def _version(reader: Any) -> str:
-    """What a library tells versions of its data sets apart by: of TensorFlow's, the name holds it."""
+    """What a library tells versions of its data sets apart by: TensorFlow's by their names."""
     builder = reader.builder
     files = getattr(builder.config, "data_files", None) or {}
     states = {part: getattr(listed, "origin_metadata", None) for part, listed in files.items()}
-    return getattr(builder.info, "full_name", f"{builder.cache_dir} {builder.hash} {builder.config_id} {states}")
+    return getattr(builder.info, "full_name", f"{builder.hash} {builder.config_id} {states}")
 
 
 class _Stream(IterableDataset):

@@ -95,8 +95,9 @@ def check_classes(dataset: IndexedImages | StreamedImages, target: nn.Module) ->
             f"apart, so its labels are not the target's: choose a target with {known:,} classes{remedy}."
         )
     if folders:
+        numbered = _some([f"{number} {name}" for number, name in enumerate(folders)])
         warnings.warn(
             f"The classes of {dataset.source!r} are numbered in the order of their folders' names, and taken for the "
-            f"target's: 0 {_some(folders)}.",
+            f"target's: {numbered}.",
             stacklevel=2,
         )

@@ -75,7 +75,7 @@ def _images_below(folder: str, prefix: str = "", above: frozenset[str] = frozens
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 yield from _images_below(entry.path, f"{prefix}{entry.name}/", above | {real})
             elif _is_image(entry.name):
                 yield prefix + entry.name
