@@ -209,7 +209,7 @@ class TestHuggingFace:
     def test_packaged_reader_of_pickles(self, kind, marker, tmp_path, monkeypatch):
         (tmp_path / "train.pkl").write_bytes(pickle.dumps(Bomb(marker)))
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UserError, match="Pickle loading .* is disabled|cannot be opened"):
+        with pytest.raises(UserError, match=r"Pickle loading .* is disabled|cannot be opened"):
             read_all(f"{kind}/pandas", "train")
 
     def test_pickle_in_shards(self, kind, marker, tmp_path):
