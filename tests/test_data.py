@@ -1,5 +1,6 @@
 """Data from every source, with broken images skipped, counted and named."""
 
+import os
 import random
 import shutil
 import tarfile
@@ -12,9 +13,9 @@ from helpers import noise_image, save_image, write_shards
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from vitsal.data import imagenet_labels, open_data, open_pictures
+from vitsal.data import open_data, open_pictures
 from vitsal.errors import UserError
-from vitsal.images import batches, open_image, spread, warn_of_skipped
+from vitsal.images import batches, open_image, open_images, spread, warn_of_skipped
 
 NAMES = ["cat/0", "cat/1", "cat/2", "cat/3", "dog/0", "dog/1", "dog/2", "owl/0", "owl/1"]
 
@@ -71,14 +72,15 @@ def test_folders_named_by_wordnet_id_are_imagenets_classes(tmp_path):
         "n03888257/image.jpg": 701,  # parachute
         "n15075141/image.jpg": 999,  # toilet tissue
     }
-    assert imagenet_labels({"n01440764": 0, "cat": 1}) is None
+    assert open_data(str(tmp_path), to_tensor).num_classes == 1000
 
 
 def test_every_folder_of_the_real_sample_is_known(imagenet_sample):
     dataset = open_data(str(imagenet_sample), to_tensor)
     assert len(dataset) == 500
-    assert len(set(dataset.labels.values())) == 500
-    assert max(dataset.labels.values()) <= 999
+    labels = {dataset.read(index)[1] for index in range(len(dataset))}
+    assert len(labels) == 500
+    assert max(labels) <= 999
 
 
 def test_missing_empty_and_flat_folders(tmp_path):
@@ -321,3 +323,195 @@ def test_pictures_of_a_stream(folder, tmp_path):
     assert list(pictures) == ["sample 00000000", "sample 00000001"]
     for picture, path in zip(pictures.values(), paths, strict=False):
         assert np.array_equal(np.asarray(picture), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("split", ["trian", "testing", "", "Train", "train[:10%]", "0", "dev"])
+@pytest.mark.parametrize("source", ["digits", "imagenette", "folder", "tar"])
+def test_unknown_splits_are_refused_with_the_known_ones(source, split, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSAL_DATA_DIR", str(tmp_path))
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder, ".")
+    source = {"folder": str(folder), "tar": str(tmp_path / "images.tar")}.get(source, source)
+    with pytest.raises(UserError, match=r"Unknown split .*Known: train, validation, val, test\.$") as refused:
+        open_data(source, to_tensor, split=split)
+    assert split != "trian" or "Did you mean 'train'?" in str(refused.value)
+
+
+def test_known_splits(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSAL_DATA_DIR", str(tmp_path))
+    for part, wnid in [("train", "n01440764"), ("val", "n03888257")]:
+        save_image(tmp_path / "imagenette2-224" / part / wnid / "image.JPEG")
+    expected = {"train": 0, "validation": 701, "val": 701, "test": 701}
+    assert {split: open_data("imagenette", to_tensor, split=split)[0].label for split in expected} == expected
+    names = {split: open_data("digits", to_tensor, split=split).name(0) for split in expected}
+    assert names == {"train": "digits/train/000000"} | dict.fromkeys(
+        ["validation", "val", "test"], "digits/test/000000"
+    )
+    assert {len(open_data(str(folder), to_tensor, split=split)) for split in expected} == {9}
+
+
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+@pytest.mark.parametrize("split", ["trian", "validation", "train[:10", "train+", "../train"])
+def test_splits_that_hugging_face_does_not_know(hub_folder, kind, split):
+    with pytest.raises(UserError, match=rf"^The data set '{kind}/.*', split .* cannot be opened: .+"):
+        open_data(f"{kind}/{hub_folder}", to_tensor, split=split)
+
+
+def test_classes_of_hugging_face_data_sets(hub_folder):
+    assert open_data(f"hfds/{hub_folder}", to_tensor, split="train").num_classes == 3
+    assert open_data(f"hfids/{hub_folder}", to_tensor, split="train").num_classes == 3
+
+
+def test_damaged_image_in_a_hugging_face_stream_is_named(hub_folder):
+    (hub_folder / "train" / "dog" / "0.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"breaks off: its sample 2 cannot be read"):
+        collect(open_data(f"hfids/{hub_folder}", to_tensor, split="train"))
+    dataset = open_data(f"hfids/{hub_folder}", to_tensor, split="train")
+    (hub_folder / "train" / "dog" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"breaks off: its sample 2 cannot be read"):
+        collect(dataset)
+
+
+def stamps(dataset):
+    return [dataset.stamp(index) for index in range(len(dataset))]
+
+
+def test_stamp_of_a_file_that_was_replaced(folder):
+    dataset = open_data(str(folder), to_tensor)
+    before = stamps(dataset)
+    noise_image(folder / "dog" / "1.png", seed=99)
+    (folder / "owl" / "0.png").unlink()
+    changed = [index for index, (old, new) in enumerate(zip(before, stamps(dataset), strict=True)) if old != new]
+    assert changed == [5, 7]
+    assert dataset.stamp(7) == "2 missing"
+    assert stamps(open_data(str(folder), to_tensor))[:5] == before[:5]
+
+
+def test_stamp_knows_of_a_class_that_came_in_between(folder):
+    before = stamps(open_data(str(folder), to_tensor))
+    noise_image(folder / "cow" / "0.png", seed=99)
+    after = stamps(open_data(str(folder), to_tensor))
+    assert after[:4] == before[:4]  # cats
+    assert not set(after[4:]) & set(before)  # dogs and owls have other numbers now
+
+
+def test_stamps_of_a_tar_file(folder, tmp_path):
+    def write():
+        with tarfile.open(tmp_path / "images.tar", "w") as tar:
+            tar.add(folder, ".")
+        return stamps(open_data(str(tmp_path / "images.tar"), to_tensor))
+
+    before = write()
+    assert len(set(before)) == 9
+    assert stamps(open_data(str(tmp_path / "images.tar"), to_tensor)) == before
+    assert not set(write()) & set(before)
+
+
+def test_stamps_of_hugging_face_data_sets(hub_folder):
+    def opened():
+        indexed = open_data(f"hfds/{hub_folder}", to_tensor, split="train")
+        return stamps(indexed), open_data(f"hfids/{hub_folder}", to_tensor, split="train").stamp
+
+    before = opened()
+    assert len(set(before[0])) == 6
+    assert opened() == before
+    os.utime(hub_folder / "train" / "cat" / "0.png", (1, 1))
+    after = opened()
+    assert not set(after[0]) & set(before[0])
+    assert after[1] != before[1]
+
+
+def test_stamps_of_scenes(monkeypatch):
+    test, train = (open_data("digits", to_tensor, split=split) for split in ("test", "train"))
+    assert len({*stamps(test), train.stamp(0), train.stamp(1)}) == len(test) + 2
+    before = test.stamp(7)
+    monkeypatch.setattr("vitsal.scenes.CELL", 7)  # another recipe
+    from vitsal.sources import _recipe
+
+    _recipe.cache_clear()
+    assert open_data("digits", to_tensor, split="test").stamp(7) != before
+    _recipe.cache_clear()
+
+
+def test_odd_files_in_folders_are_skipped_counted_and_named(folder):
+    (folder / "cat" / "0.png").unlink()
+    os.symlink("nowhere.png", folder / "cat" / "0.png")
+    (folder / "cat" / "1.png").unlink()
+    os.mkfifo(folder / "cat" / "1.png")
+    os.symlink("/dev/zero", folder / "cat" / "9.png")
+    os.symlink(folder / "dog" / "loop.png", folder / "dog" / "loop.png")
+    os.symlink(folder, folder / "dog" / "up")
+    save_image(folder / "owl" / "strip.png", size=(20_000, 1))
+    names, labels, _, skipped = collect(open_data(str(folder), to_tensor))
+    assert names == [f"{n}.png" for n in ["cat/2", "cat/3", "dog/0", "dog/1", "dog/2", "owl/0", "owl/1"]]
+    assert labels == [0, 0, 1, 1, 1, 2, 2]
+    assert sorted(skipped) == ["cat/0.png", "cat/1.png", "cat/9.png", "dog/loop.png", "owl/strip.png"]
+    assert skipped.pop("owl/strip.png") == "20000 x 1 pixels, one side more than 100 times the other"
+    assert set(skipped.values()) == {"there is no such file, or it is no regular one"}
+
+
+ODD_NAMES = {
+    b"caf\xe9.png": r"caf\udce9.png",
+    b"two\nlines.png": r"two\nlines.png",
+    b"\x1b[31mred.png": r"\x1b[31mred.png",
+    "naïve $x_1$.png".encode(): "naïve $x_1$.png",
+}
+
+
+def test_odd_names_can_be_written_down(tmp_path):
+    root = tmp_path / "images"
+    for number, name in enumerate(ODD_NAMES):
+        noise_image(root / "a" / "0.png", number).rename(root / "a" / os.fsdecode(name))
+    (root / "a" / os.fsdecode(b"\xff.png")).write_bytes(b"broken")
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(root, ".")
+    for source in (root, tmp_path / "images.tar"):
+        names, *_, skipped = collect(open_data(str(source), to_tensor))
+        assert set(names) == {f"a/{shown}" for shown in ODD_NAMES.values()}
+        assert list(skipped) == [r"a/\udcff.png"]
+        assert "".join([*names, *skipped, *skipped.values()]).encode().decode().isprintable()
+    with pytest.warns(UserWarning, match=r"1 images could not be read and were skipped: \\udcff.png"):
+        assert set(open_images(root / "a", 9)) == set(ODD_NAMES.values())
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socketless", "null", "long", "empty", "surrogate"])
+def test_odd_sources(tmp_path, kind):
+    os.mkfifo(tmp_path / "fifo")
+    names = {"null": "a\0b", "long": "x" * 5000, "empty": "", "surrogate": os.fsdecode(b"\xff")}
+    with pytest.raises(UserError, match=r"There is no data at|holds no images") as refused:
+        open_data(names.get(kind, str(tmp_path / kind)), to_tensor)
+    str(refused.value).encode()
+    with pytest.raises(UserError, match="There is no image file at"):
+        open_images(names.get(kind, str(tmp_path / kind)), 3)
+
+
+def test_folder_of_pictures_with_odd_files(tmp_path):
+    save_image(tmp_path / "good.png")
+    os.symlink("nowhere.png", tmp_path / "link.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
+    save_image(tmp_path / "strip.png", size=(1, 5000))
+    with pytest.warns(UserWarning, match=r"^4 images could not be read and were skipped: .*1 x 5000 pixels, one side"):
+        assert list(open_images(tmp_path, 9)) == ["good.png"]
+
+
+def test_tar_file_that_is_cut_off_is_no_smaller_data_set(folder, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder, ".")
+    with tarfile.open(tmp_path / "images.tar") as tar:
+        starts = [member.offset for member in tar][2:]
+    whole = (tmp_path / "images.tar").read_bytes()
+    for cut in [*starts, *(start + 100 for start in starts), *(start + 700 for start in starts)]:
+        (tmp_path / "images.tar").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"images.tar holds no images that can be read: .*(cut off|end of data)"):
+            open_data(str(tmp_path / "images.tar"), to_tensor)
+
+
+def test_processes_read_a_tar_file_independently(folder, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder, ".")
+    dataset = open_data(str(tmp_path / "images.tar"), to_tensor)
+    here = collect(dataset, batch_size=1)
+    there = collect(dataset, batch_size=1, num_workers=2)
+    assert here[:2] == there[:2]
+    assert_same_images(there[2], here[2])

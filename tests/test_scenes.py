@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from vitsal import scenes
+from vitsal.errors import UserError
 from vitsal.scenes import PHOTOGRAPHS, DigitScenes, digit_rows, make_scene
 
 
@@ -73,8 +74,9 @@ def test_dataset_interface() -> None:
 
 
 def test_errors_name_the_value_and_what_is_known() -> None:
-    with pytest.raises(ValueError, match=r"'validation'.*train, test"):
-        DigitScenes("validation")
+    for make in (DigitScenes, digit_rows):
+        with pytest.raises(UserError, match=r"^Unknown split 'validation'\. Known: train, test\.$"):
+            make("validation")
     for access in (DigitScenes(size=3).__getitem__, DigitScenes(size=3).mask):
         with pytest.raises(IndexError, match="3"):
             access(3)

@@ -1,13 +1,15 @@
 """Pictures that people hand in: whatever they are, they are read rightly or refused in words."""
 
 import io
+import random
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vitsal.errors import UserError
-from vitsal.images import open_image, to_rgb
+from vitsal.images import BROKEN_IMAGE, MOST_ELONGATED, decode, open_image, to_rgb
 from vitsal.uploads import LONGEST_SIDE, read_upload
 
 
@@ -92,9 +94,54 @@ def test_telephones_photograph_is_turned_upright(tmp_path):
         (b"just a text", "no picture that can be read"),
         (file_of(Image.effect_noise((64, 64), 50), "png")[:400], "cannot be read as a picture: .*truncated"),
         (b"P6 20000 20000 255\n" + bytes(64), "has too many pixels to be decoded safely: 179 megapixels at most"),
+        (
+            file_of(Image.new("1", (1, 1_000_000)), "png"),
+            "cannot be read as a picture: 1 x 1000000 pixels, one side more",
+        ),
+        (
+            file_of(Image.new("F", (2, 2), float("nan")), "tiff"),
+            "cannot be read as a picture: it holds values that are",
+        ),
     ],
-    ids=["empty", "text", "damaged", "bomb"],
+    ids=["empty", "text", "damaged", "bomb", "strip", "no numbers"],
 )
 def test_what_is_no_picture_is_refused_in_words(content, words):
     with pytest.raises(UserError, match=rf"^notes\.txt .*{words}"):
         read_upload(content, "notes.txt")
+
+
+def test_names_of_uploads_are_printable():
+    with pytest.raises(UserError, match=r"^two\\nlines\.png is empty"):
+        read_upload(b"", "two\nlines.png")
+
+
+@pytest.mark.parametrize("size", [(1, MOST_ELONGATED), (2 * MOST_ELONGATED, 2)])
+def test_what_is_not_quite_a_strip(size):
+    assert read_upload(file_of(Image.new("RGB", size), "png"), "x.png")[0].size == size
+
+
+Image.init()
+
+
+@pytest.mark.parametrize("kind", sorted(Image.SAVE))
+def test_damage_of_any_kind_is_told_in_words(kind):
+    """AVIF, BLP, DDS, ...: Pillow's decoders raise what they happen to meet."""
+    try:
+        mode = {"BLP": "P", "PALM": "P", "QOI": "RGB", "MSP": "1", "XBM": "1"}.get(kind, "L")
+        content = file_of(Image.effect_noise((48, 32), 80).convert(mode), kind)
+    except (OSError, KeyError):
+        pytest.skip(f"Pillow cannot write {kind} here")
+    chance = random.Random(kind)
+    told = []
+    for _ in range(25):
+        damaged = bytearray(content[: chance.choice([len(content), chance.randrange(1, len(content))])])
+        for _ in range(chance.randrange(8)):
+            damaged[chance.randrange(min(len(damaged), chance.choice([64, len(damaged)])))] = chance.randrange(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for read, error in [(decode, BROKEN_IMAGE), (lambda file: read_upload(file.read(), "x"), UserError)]:
+                try:
+                    read(io.BytesIO(damaged))
+                except error as refused:
+                    told.append(str(refused))
+    assert all(message.isprintable() and message for message in told)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from PIL import Image
-from timm.data import ImageNetInfo, create_dataset
-from timm.data.readers import create_reader
+from timm.data import create_dataset
+from timm.data.readers import create_reader, get_img_extensions
+from torch.utils.data import IterableDataset
 
-from vitsal.errors import UserError
-from vitsal.images import IndexedImages, StreamedImages, Transform, spread, to_rgb
+from vitsal.errors import UserError, check_choice
+from vitsal.images import IndexedImages, StreamedImages, Transform, decode, printable, spread, to_rgb
+from vitsal.labels import find_classes
 from vitsal.scenes import DigitScenes
+from vitsal.shards import open_shards
+from vitsal.sources import FolderImages, HubImages, SceneImages, TarImages, list_folder, list_tar
 
 STREAMS = ("hfids/", "wds/", "tfds/")
+SPLITS = ("train", "validation", "val", "test")  # of our own data, which has two parts: all but "train" is the other
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
@@ -31,23 +36,24 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
             images per class, or a tar file of such a folder; or a timm name: "hfds/..." (Hugging Face), "hfids/..."
             (the same, streamed), "wds/..." (WebDataset shards). Folders named by WordNet id mean ImageNet's classes.
         transform: PIL image -> (3, H, W), such as `model_transform(model)`.
-        split: which part of it, for sources that have parts.
+        split: which part of it; "train" or one of `SPLITS` for "digits" and "imagenette", and without meaning for
+            folders and tar files, which have no parts; for the others, what their library takes.
 
     Raises:
-        UserError: nothing there, or no images in it.
+        UserError: nothing there, no images in it, an unknown split, shards that are missing or are commands, folders
+            whose classes cannot be told.
     """
-    if source == "digits":
-        scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
-        return IndexedImages(scenes.__getitem__, scenes.filename, len(scenes), transform, source=f"digits, {split}")
-    if source == "imagenette":
-        return _open_folder(_imagenette(split), transform, f"imagenette, {split}")
     if source.startswith(STREAMS):
         return _open_stream(source, transform, split)
     if source.startswith("hfds/"):
-        reader = _open_timm(source, create_reader, split)
-        name = f"{source}, {split}"
-        return IndexedImages(reader.__getitem__, reader.filename, len(reader), transform, source=name)
-    return _open_folder(Path(source), transform, source)
+        return _open_hub(source, transform, split)
+    check_choice("split", split, SPLITS)
+    if source == "digits":
+        scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
+        return _indexed(SceneImages(scenes), transform, f"digits, {split}", num_classes=len(scenes.classes))
+    if source == "imagenette":
+        return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
+    return _open_files(source, transform, source)
 
 
 def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict[str, Image.Image]:
@@ -67,51 +73,117 @@ def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict
     return {dataset.name(sample.index): sample.image for sample in samples if sample.image is not None}
 
 
+def _indexed(
+    images: FolderImages | TarImages | HubImages | SceneImages,
+    transform: Transform,
+    source: str,
+    num_classes: int | None,
+    folders: tuple[str, ...] = (),
+) -> IndexedImages:
+    dataset = IndexedImages(images.read, images.name, len(images), transform, source=source, stamp=images.stamp)
+    dataset.num_classes, dataset.folders = num_classes, folders
+    return dataset
+
+
+def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
+    """A folder, or a tar file."""
+    folder = os.path.isdir(path)
+    if not folder and not os.path.isfile(path):  # opening a FIFO would wait for ever
+        raise UserError(
+            f"There is no data at {printable(path)!r}. Give a folder with one folder of images per class, a tar file, "
+            "'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
+        )
+    try:
+        found = list_folder(path) if folder else list_tar(path)
+    except Exception as error:  # of the file system, of tarfile
+        raise UserError(f"{printable(path)} holds no images that can be read: {error}.") from error
+    if not found:
+        raise UserError(f"{printable(path)} holds no images ({', '.join(get_img_extensions())}).")
+    classes = find_classes(found if folder else [member.path for member in found], printable(path))
+    images = (FolderImages if folder else TarImages)(path, found, classes.labels)
+    return _indexed(images, transform, source, classes.num_classes, classes.folders)
+
+
+def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
+    reader = _open_library(source, split, lambda: create_reader(source, split=split))
+    label = reader.dataset.features.get("label")
+    if not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
+        raise UserError(f"The data set {source!r} has no column 'label' of whole numbers.")
+    return _indexed(HubImages(reader.dataset), transform, f"{source}, {split}", len(reader.class_to_idx) or None)
+
+
 def _open_stream(source: str, transform: Transform, split: str) -> StreamedImages:
     """Every process gets the whole stream: who takes which batch, and that none is counted twice, is up to accelerate.
 
     Left alone, timm gives each process its share of the shards, rounded so that samples are lost or repeated.
     """
-    stream = _open_timm(source, create_dataset, split, transform=transform, is_training=False)
+    kind, name = source.split("/", 1)
+    label = f"{source}, {split}"
+    if kind == "wds":
+        shards = _open_library(source, split, lambda: open_shards(name, split, transform))
+        dataset, stamp, num_classes = shards, shards.stamp, None
+    else:
+        stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
+        dataset, stamp, num_classes = _Stream(stream, label), _version(stream.reader), len(stream.reader.class_to_idx)
+    images = StreamedImages(dataset, label, stamp=stamp, transform=transform)
+    images.num_classes, images.folders = num_classes or None, ()
+    return images
+
+
+def _timm_stream(source: str, split: str, transform: Transform) -> IterableDataset:
+    if source.startswith("tfds/") and ":" in source and not source.rpartition(":")[2].replace(".", "").isdecimal():
+        raise UserError("A namespace before the name stands for code from elsewhere, which is not run.")
+    hub = source.startswith("hfids/")
+    options = {"input_img_mode": "", "num_samples": 1} if hub else {}  # `decode` makes RGB; training needs the number
+    prepare = partial(_prepare, transform)
+    stream = create_dataset(source, root=None, split=split, transform=prepare, is_training=False, **options)
+    if hub:
+        stream.reader.builder.as_streaming_dataset(split=split)  # timm would find an unknown split while reading
     stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
-    return StreamedImages(stream, f"{source}, {split}", transform=transform)
+    return stream
 
 
-def _open_folder(path: Path, transform: Transform, source: str) -> IndexedImages:
-    if not path.exists():
-        raise UserError(
-            f"There is no data at {str(path)!r}. Give a folder with one folder of images per class, a tar file, "
-            "'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
-        )
+def _prepare(transform: Transform, image: Image.Image) -> Any:
+    return transform(decode(image))
+
+
+def _version(reader: Any) -> str:
+    """What a library tells versions of its data sets apart by: TensorFlow's by their names."""
+    builder = reader.builder
+    files = getattr(builder.config, "data_files", None) or {}
+    states = {part: getattr(listed, "origin_metadata", None) for part, listed in files.items()}
+    return getattr(builder.info, "full_name", f"{builder.hash} {builder.config_id} {states}")
+
+
+class _Stream(IterableDataset):
+    """A library's stream that ends with its last sample, or with an error that says where it broke."""
+
+    def __init__(self, stream: IterableDataset, source: str) -> None:
+        self.stream, self.source = stream, source
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        number = 0
+        try:
+            for image, label in self.stream:
+                yield image, -1 if label is None else label
+                number += 1
+        except Exception as error:  # of every library and file format
+            raise UserError(
+                f"The data set {self.source} breaks off: its sample {number:,} cannot be read: {error}. A stream "
+                "leaves nothing out; with hfds/ in the place of hfids/, broken images are skipped and named."
+            ) from error
+
+
+def _open_library(source: str, split: str, opener: Callable[[], Any]) -> Any:
+    """What a library opens, whatever it raises told as one error."""
     try:
-        reader = create_reader("", root=str(path))
-    except (RuntimeError, ValueError, tarfile.TarError) as error:  # nothing in the folder, in the tar file; no tar file
-        raise UserError(f"{path} holds no images: {error}") from error
-    class_to_idx = reader.class_name_to_idx if path.is_file() else reader.class_to_idx  # timm's tar and folder readers
-    if "" in class_to_idx:
-        raise UserError(f"{path} holds images that lie in no class folder; their class is the name of their folder.")
-    labels = imagenet_labels(class_to_idx)
-    return IndexedImages(reader.__getitem__, reader.filename, len(reader.samples), transform, labels, source)
-
-
-def imagenet_labels(class_to_idx: dict[str, int]) -> dict[int, int] | None:
-    """Folder index -> ImageNet-1k class, where all folders are named by WordNet ids of ImageNet; otherwise None."""
-    imagenet = {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
-    if not class_to_idx.keys() <= imagenet.keys():
-        return None
-    return {index: imagenet[wnid] for wnid, index in class_to_idx.items()}
-
-
-def _open_timm(source: str, opener: Callable, split: str, **options: Any) -> Any:
-    """`prefix/name` as timm takes it; for WebDataset, `wds/` and a local path or a URL of shards."""
-    prefix, name = source.split("/", 1)
-    root = name if prefix == "wds" else None
-    try:
-        return opener("wds/" if prefix == "wds" else source, root=root, split=split, **options)
+        return opener()
     except ImportError as error:
-        raise UserError(f"{source!r} needs a library that is not installed: pip install 'vitsal[hub]'.") from error
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-        raise UserError(f"The data set {source!r}, split {split!r}, cannot be opened: {error}") from error
+        needed = "tensorflow-datasets" if source.startswith("tfds/") else "'vitsal[hub]'"
+        raise UserError(f"{source!r} needs a library that is not installed: pip install {needed}.") from error
+    except Exception as error:  # of every library and file format
+        told = " ".join(str(error).split())
+        raise UserError(f"The data set {source!r}, split {split!r}, cannot be opened: {told}") from error
 
 
 def _imagenette(split: str) -> Path:

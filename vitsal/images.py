@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,14 +14,23 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from vitsal.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+MOST_ELONGATED = 100  # resized for a model, whose short side is fixed, a longer strip would fill the memory
+
+EpsImagePlugin.gs_binary = False  # or Pillow starts Ghostscript on a file that holds PostScript, whatever its name
+
+
+class BrokenImage(ValueError):
+    """A file that is no image, one that is damaged, or one that no model can be shown."""
+
+
+BROKEN_IMAGE = (BrokenImage,)
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,13 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: there is no such file, or it is no image that can be decoded.
     """
-    if not Path(path).is_file():
-        raise UserError(f"There is no image file at {path}.")
+    if not os.path.isfile(path):
+        raise UserError(f"There is no image file at {printable(path)}.")
     try:
-        with Image.open(path) as image:
+        with decoding(path) as image:
             return upright(image)
     except BROKEN_IMAGE as error:
-        raise UserError(f"{path} cannot be read as an image: {error}.") from error
+        raise UserError(f"{printable(path)} cannot be read as an image: {error}.") from error
 
 
 def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
@@ -72,29 +83,70 @@ def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
     Raises:
         UserError: no file, one that is no image, or no image in the folder that can be read.
     """
-    if not Path(path).is_dir():
-        return {Path(path).name: open_image(path)}
+    if not os.path.isdir(path):
+        return {printable(Path(path).name): open_image(path)}
     endings = Image.registered_extensions()
-    files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in endings)
+    try:
+        files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in endings)
+    except OSError as error:
+        raise UserError(f"The folder {printable(path)} cannot be read: {error.strerror}.") from error
     opened, skipped = {}, {}
     for file in (files[index] for index in spread(len(files), limit)):
         try:
-            opened[file.name] = open_image(file)
+            opened[printable(file.name)] = open_image(file)
         except UserError as error:
-            skipped[file.name] = str(error)
+            skipped[printable(file.name)] = str(error)
     if not opened:
         raise UserError(
-            f"There is no image that can be read in the folder {path} ({len(files)} files looked like one)."
+            f"There is no image that can be read in the folder {printable(path)} ({len(files)} files looked like one)."
         )
     warn_of_skipped(skipped)
     return opened
 
 
+def printable(name: str | Path) -> str:
+    """A file's name as it can be shown and written down: bytes that are no UTF-8, line breaks, ... as their escapes."""
+    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))
+    return "".join(shown)
+
+
+@contextmanager
+def decoding(source: BinaryIO | str | Path) -> Iterator[Image.Image]:
+    """A file, open as an image, not yet decoded; whatever goes wrong with it until the end is a `BrokenImage`.
+
+    Pillow's decoders raise what they happen to meet: struct.error, IndexError, zlib.error, AssertionError, ...
+    """
+    if isinstance(source, str | Path) and not os.path.isfile(source):  # opening a FIFO would wait for ever
+        raise BrokenImage("there is no such file, or it is no regular one")
+    try:
+        with Image.open(source) as image:
+            check_shape(image)
+            yield image
+    except (BrokenImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:  # whose message holds an address, another one each time
+        raise BrokenImage("cannot identify image file") from error
+    except Exception as error:
+        raise BrokenImage(printable(str(error)) or type(error).__name__) from error
+
+
+def check_shape(image: Image.Image) -> None:
+    """Raise BrokenImage for an image without pixels, and for a strip."""
+    if max(image.size) > MOST_ELONGATED * min(image.size):
+        width, height = image.size
+        raise BrokenImage(f"{width} x {height} pixels, one side more than {MOST_ELONGATED} times the other")
+
+
 def decode(source: Image.Image | BinaryIO | str | Path) -> Image.Image:
-    """Decode a file, or take an image as it is; RGB either way, as stored: data sets are read as timm reads them."""
+    """Decode a file, or take an image as it is; RGB either way, as stored: data sets are read as timm reads them.
+
+    Raises:
+        BrokenImage: it cannot be decoded, or is a strip.
+    """
     if isinstance(source, Image.Image):
+        check_shape(source)
         return to_rgb(source)
-    with Image.open(source) as image:
+    with decoding(source) as image:
         return to_rgb(image)
 
 
@@ -111,6 +163,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise BrokenImage("it holds values that are no finite numbers")
         span = np.ptp(values) or 1
         image = Image.fromarray((255 * (values - values.min()) / span).astype(np.uint8))
     return image.convert("RGB")

@@ -20,6 +20,8 @@ import sklearn.datasets
 import torch
 from PIL import Image, ImageDraw, ImageEnhance
 
+from vitsal.errors import check_choice
+
 AFFINE, BICUBIC, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 SIZE = 112  # pixels on each side of a scene
 CELL = 8  # pixels of a cached glyph per pixel of the 8 x 8 digit
@@ -54,7 +56,12 @@ class Pose(NamedTuple):
 
 @cache
 def digit_rows(split: str) -> np.ndarray:
-    """Rows of ``load_digits()`` that a split draws from, int64: every fourth is test, the others train."""
+    """Rows of ``load_digits()`` that a split draws from, int64: every fourth is test, the others train.
+
+    Raises:
+        UserError: for an unknown split.
+    """
+    check_choice("split", split, PHOTOGRAPHS)
     rows = np.arange(len(_digits()[1]))
     return rows[(rows % 4 == 3) == (split == "test")]
 
@@ -172,7 +179,7 @@ class DigitScenes(torch.utils.data.Dataset):
         transform: applied to each image.
 
     Raises:
-        ValueError: for an unknown split.
+        UserError: for an unknown split.
 
     Example:
         >>> scenes = DigitScenes("test", size=100)
@@ -190,9 +197,8 @@ class DigitScenes(torch.utils.data.Dataset):
         seed: int = 0,
         transform: Callable | None = None,
     ) -> None:
-        if split not in PHOTOGRAPHS:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(PHOTOGRAPHS)}")
-        self.split, self.size, self.seed, self.transform = split, size, seed, transform
+        self.split = check_choice("split", split, PHOTOGRAPHS)
+        self.size, self.seed, self.transform = size, seed, transform
 
     def __len__(self) -> int:
         return self.size

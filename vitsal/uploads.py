@@ -8,7 +8,7 @@ from io import BytesIO
 from PIL import Image, UnidentifiedImageError
 
 from vitsal.errors import UserError
-from vitsal.images import BROKEN_IMAGE, upright
+from vitsal.images import BROKEN_IMAGE, decoding, printable, upright
 
 LONGEST_SIDE = 2_048  # pixels; more than any model reads, little enough to keep many
 
@@ -27,24 +27,30 @@ def read_upload(content: bytes, name: str) -> tuple[Image.Image, str]:
     Raises:
         UserError: the file is empty, no picture, damaged, or too big to be decoded safely.
     """
+    name = printable(name)
     if not content:
         raise UserError(f"{name} is empty (0 bytes). Choose a picture: PNG, JPEG, GIF, WebP, TIFF, ...")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the picture is scaled down below
-            with Image.open(BytesIO(content)) as image:
+            with decoding(BytesIO(content)) as image:
                 remarks = _remarks(image)
                 image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # JPEG is decoded at a fraction of its size at once
                 picture = upright(image)
-    except Image.DecompressionBombError as error:
-        most = f"{2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels"
-        raise UserError(f"{name} has too many pixels to be decoded safely: {most} at most. Scale it down.") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no picture that can be read. Choose PNG, JPEG, GIF, WebP, TIFF, ...") from error
     except BROKEN_IMAGE as error:
-        raise UserError(f"{name} cannot be read as a picture: {error}.") from error
+        raise UserError(f"{name} {_refusal(error)}") from error
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture, "; ".join([f"{name}: {picture.width} x {picture.height} pixels", *remarks]) + "."
+
+
+def _refusal(error: Exception) -> str:
+    """Why a picture cannot be read, and what to do."""
+    if isinstance(error.__cause__, Image.DecompressionBombError):
+        most = f"{2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels"
+        return f"has too many pixels to be decoded safely: {most} at most. Scale it down."
+    if isinstance(error.__cause__, UnidentifiedImageError):
+        return "is no picture that can be read. Choose PNG, JPEG, GIF, WebP, TIFF, ..."
+    return f"cannot be read as a picture: {error}."
 
 
 def _remarks(image: Image.Image) -> list[str]:
