@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vitsal.classes import Prediction
 from vitsal.data import open_data
-from vitsal.errors import check_choice, printable
+from vitsal.errors import LARGEST_COUNT, check_choice, printable
 from vitsal.exploration import Exploration
 from vitsal.files import check_output, check_output_folder, write_whole
 from vitsal.guides import METHODS, Guide, make_guide
@@ -26,7 +26,6 @@ from vitsal.images import Batch, batches, open_images, warn_of_skipped
 from vitsal.models import grid_size, load_model, model_transform
 from vitsal.options import (
     DATA_HELP,
-    LARGEST_LIMIT,
     BatchSizeOption,
     CategoryOption,
     CheckpointOption,
@@ -75,7 +74,7 @@ def explain(
     category_index: CategoryOption = None,
     image_size: ImageSizeOption = None,
     limit: Annotated[
-        int, typer.Option(help="Images of a folder, spread evenly over it.", min=1, max=LARGEST_LIMIT)
+        int, typer.Option(help="Images of a folder, spread evenly over it.", min=1, max=LARGEST_COUNT)
     ] = 6,
     device: DeviceOption = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .svg, .pdf, ...")] = Path(

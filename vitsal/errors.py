@@ -7,6 +7,7 @@ import numbers
 import re
 from collections.abc import Iterable
 
+LARGEST_COUNT = 10**9  # of images and the like: more is a slip, and beyond 2**63 an error of torch's
 LARGEST_SEED = 2**32 - 1  # what numpy takes; torch and zlib take no less
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as torch says it
 

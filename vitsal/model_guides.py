@@ -256,7 +256,8 @@ def check_category(model: nn.Module, category_index: int | None) -> None:
         raise UserError("Gradient rollout explains a class, and this model has no classifier; use attention rollout.")
     if category_index is None:
         return
-    if not isinstance(category_index, Integral) or category_index not in range(model.num_classes):
+    whole = isinstance(category_index, Integral) and not isinstance(category_index, bool)
+    if not whole or category_index not in range(model.num_classes):
         raise UserError(
             f"Category index {quoted(category_index)} is not a class of this model: it has {model.num_classes} "
             f"classes, 0 to {model.num_classes - 1}."

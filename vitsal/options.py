@@ -12,12 +12,11 @@ import torch
 import typer
 from torch import nn
 
-from vitsal.errors import LARGEST_SEED, UserError, check_number, check_whole, quoted
+from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_number, check_whole, cut, quoted
 from vitsal.guides import GUIDE_OPTIONS
 from vitsal.models import load_model
 
 OPTION_NAMES = {"model": "guide_model"}  # where the command line's differs from the function's
-LARGEST_LIMIT = 10**9
 LONGEST_SIDE = 8_192  # pixels
 LONGEST_VALUE = 10_000  # characters of a value that is read as Python writes it; of more, its parser may crash
 
@@ -47,7 +46,7 @@ ImageSizeOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1, max=LARGEST_LIMIT)
+    int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1, max=LARGEST_COUNT)
 ]
 BatchSizeOption = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
 WorkersOption = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
@@ -63,7 +62,7 @@ def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
     """
     given = {name: value for name, value in given.items() if value is not None}
     taken = {option for guide in guides for option in GUIDE_OPTIONS.get(guide, ())}
-    for option in given.keys() - taken:
+    for option in (name for name in given if name not in taken):
         takers = ", ".join(guide for guide, options in GUIDE_OPTIONS.items() if option in options)
         refuse_option(OPTION_NAMES.get(option, option), ", ".join(guides), takers)
     return given
@@ -86,7 +85,7 @@ def find_device(name: str) -> torch.device:
         torch.zeros(1, device=name).item()  # the device "meta" makes tensors, and has no values
         return torch.device(name)
     except Exception as error:  # each kind of device has its own way to be absent
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise UserError(f"Device {quoted(name)} cannot be used: {reason}") from error
 
 
