@@ -256,10 +256,14 @@ def test_table_of_options_is_true(name, tiny_vit, images):
     student = Student(grid_size=(4, 4), width=4).eval()
     other = randomise(Student(grid_size=(4, 4), width=4).eval(), seed=3)
     plain = {"student": student, "discard_ratio": 0.3}
-    model = randomise(
-        load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=2, num_classes=10), seed=5
-    )
-    changes = {"model": model, "student": other, "head_fusion": "max", "discard_ratio": 0.6, "seed": 1}
+    model = load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=2, num_classes=10)
+    changes = {
+        "model": randomise(model, seed=5),
+        "student": other,
+        "head_fusion": "max",
+        "discard_ratio": 0.6,
+        "seed": 1,
+    }
     changes["category_index"] = int(tiny_vit(images).sum(dim=0).argmin())
     before = make_guide(name, tiny_vit, **plain)(images)
     for option, value in changes.items():

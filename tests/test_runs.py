@@ -110,8 +110,11 @@ WHOLE = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cel
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", "\udcff", WHOLE[:-20], '{"cells": 1, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}']
-    + ['{"cells": [], "nbformat": 99, "nbformat_minor": 0, "metadata": {}}', WHOLE.replace('"code"', '"cod"')],
+    [
+        *["", "{", "[]", "{}", "\udcff", WHOLE[:-20], WHOLE.replace('"code"', '"cod"')],
+        '{"cells": 1, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+        '{"cells": [], "nbformat": 99, "nbformat_minor": 0, "metadata": {}}',
+    ],
 )
 def test_damaged_notebook_is_named_before_anything_runs(tmp_path, content):
     notebook = write_notebook(tmp_path / "01_count.ipynb", 'limit = 1\noutput_dir = ""')
