@@ -112,7 +112,8 @@ def drop_curve(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
     )
     taken_options(names, model=guide_model or guide_checkpoint, student=student)
-    check_output(output or Path("runs", "table.csv"), data, checkpoint, guide_checkpoint, *(student or "").split(","))
+    pupils = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
+    check_output(output or Path("runs", "table.csv"), data, checkpoint, guide_checkpoint, *pupils)
     accelerator = make_accelerator()
     where = accelerator.device if device == "auto" else find_device(device)
     vit = load_model(target, checkpoint, device=where)

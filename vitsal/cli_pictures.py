@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,7 @@ def explain(
     kind = check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     options = VIT_EXPLAIN | taken_options(methods, **options)
-    check_output(output, image, checkpoint)
+    check_output(output, image, checkpoint, *(image.iterdir() if os.path.isdir(image) else ()))
     pictures = open_images(image, limit)
     vit = load_sized_model(model, image_size, device, checkpoint)
     guides = {name: picture_guide(name, vit, **options) for name in methods}

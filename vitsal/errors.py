@@ -94,11 +94,11 @@ def _rounded(value: numbers.Real) -> str:
 def tell(error: BaseException) -> str:
     """What the command line says of an error, whatever raised it: one paragraph, without a traceback."""
     if isinstance(error, UserError):
-        return _own_words(error)
+        return cut(_own_words(error), 2_000)
     if is_out_of_memory(error):
         return "The memory does not suffice for this. Try a smaller batch, image size, model or limit."
     if isinstance(error, OSError) and error.strerror:
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({cut(str(error.filename))})" if error.filename else ""
         return f"The operating system refused: {error.strerror}{where}."
     words = f"{type(error).__name__}: {cut(_own_words(error), 500)}".rstrip(": .")
     return f"This did not work: {words}. If it should have worked, --debug shows where it stopped."

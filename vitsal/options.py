@@ -21,12 +21,19 @@ LONGEST_SIDE = 8_192  # pixels
 LONGEST_VALUE = 10_000  # characters of a value that is read as Python writes it; of more, its parser may crash
 
 
+def takers(option: str) -> str:
+    """The guides that take an option of `make_guide`."""
+    return ", ".join(guide for guide, options in GUIDE_OPTIONS.items() if option in options)
+
+
 def _head_fusion(default: str) -> Any:
-    return typer.Option(help="mean, max or min over the heads.", show_default=default)
+    said = f"mean, max or min over the heads, for {takers('head_fusion')}."
+    return typer.Option(help=said, show_default=default)
 
 
 def _discard_ratio(default: str) -> Any:
-    return typer.Option(help="Fraction of each block's attention to drop, from 0 to below 1.", show_default=default)
+    said = f"Fraction of each block's attention to drop, from 0 to below 1, for {takers('discard_ratio')}."
+    return typer.Option(help=said, show_default=default)
 
 
 # None is what nobody has given: what a guide does not take is refused (`taken_options`), and so must be told from that
@@ -35,7 +42,8 @@ DiscardOption = Annotated[float | None, _discard_ratio("0.9")]
 PlainHeadFusionOption = Annotated[str | None, _head_fusion("mean")]
 PlainDiscardOption = Annotated[float | None, _discard_ratio("0.0")]
 CategoryOption = Annotated[
-    int | None, typer.Option(help="Index of the class to explain; by default the predicted one.")
+    int | None,
+    typer.Option(help=f"Index of the class to explain, for {takers('category_index')}; by default the predicted one."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 CheckpointOption = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]
@@ -63,14 +71,13 @@ def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
     given = {name: value for name, value in given.items() if value is not None}
     taken = {option for guide in guides for option in GUIDE_OPTIONS.get(guide, ())}
     for option in (name for name in given if name not in taken):
-        takers = ", ".join(guide for guide, options in GUIDE_OPTIONS.items() if option in options)
-        refuse_option(OPTION_NAMES.get(option, option), ", ".join(guides), takers)
+        refuse_option(OPTION_NAMES.get(option, option), ", ".join(guides), takers(option))
     return given
 
 
-def refuse_option(option: str, user: str, takers: str) -> NoReturn:
+def refuse_option(option: str, user: str, others: str) -> NoReturn:
     """Raise the UserError that says that `user` would pass over an option, and who takes it."""
-    raise UserError(f"--{option.replace('_', '-')} says nothing to {user}: it is for {takers}. Leave it out.")
+    raise UserError(f"--{option.replace('_', '-')} says nothing to {user}: it is for {others}. Leave it out.")
 
 
 def find_device(name: str) -> torch.device:
