@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -250,8 +251,8 @@ def test_train_student_never_writes_over_what_it_reads(fail, picture, tmp_path):
     good = {"--teacher": MODEL, "--data": "digits", "-o": output}
     for changes, said in [
         ({"--data": data, "-o": data}, "is"),
-        ({"--data": data, "-o": picture.parent}, "lies in"),
-        ({"--data": data, "--maps": picture.parent}, "lies in"),
+        ({"--data": data, "--maps": data}, "is"),
+        ({"--data": f"wds/{data}", "-o": data}, "is"),
         ({"--maps": output}, "is"),
         ({"--teacher": f"local-dir:{teacher}", "-o": teacher}, "is"),
     ]:
@@ -447,3 +448,13 @@ def test_damaged_headlines_are_named(fail, tmp_path, monkeypatch):
     monkeypatch.setattr("vitsal.runs.run_notebooks", lambda *_: tmp_path / "made")
     write_notebook(tmp_path / "notebooks" / "01_n.ipynb", 'output_dir = ""')
     assert "headlines.json holds no headline numbers; remove it" in fail("run", "--notebooks", tmp_path / "notebooks")
+
+
+def test_folders_named_like_what_is_read_by_name(tmp_path, monkeypatch):
+    """A second run into them is no writing over: the data and the model come out of the package."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vitsal.cli.load_model", lambda *_, **__: pytest.fail("got that far", pytrace=False))
+    for name in ("digits", MODEL):
+        Path(name).mkdir()
+        with pytest.raises(pytest.fail.Exception, match="got that far"):
+            CliRunner().invoke(cli.app, ["train-student", "--teacher", MODEL, "--data", "digits", "-o", name])

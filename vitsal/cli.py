@@ -40,6 +40,7 @@ from vitsal.options import (
     PlainHeadFusionOption,
     SeedOption,
     WorkersOption,
+    data_path,
     find_device,
     parse_ratios,
     parse_run_arguments,
@@ -111,14 +112,15 @@ def drop_curve(
     options = taken_options(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
     )
-    taken_options(names, model=guide_model or guide_checkpoint, student=student)
-    pupils = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
-    check_output(output or Path("runs", "table.csv"), data, checkpoint, guide_checkpoint, *pupils)
+    taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
+    weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
+    check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
     accelerator = make_accelerator()
     where = accelerator.device if device == "auto" else find_device(device)
     vit = load_model(target, checkpoint, device=where)
-    same_model = guide_model in (None, target) and guide_checkpoint in (None, checkpoint)
-    inner = vit if same_model else load_model(guide_model or target, guide_checkpoint, device=where)
+    inner_name = target if guide_model is None else guide_model
+    same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
+    inner = vit if same_model else load_model(inner_name, guide_checkpoint, device=where)
     choosers = {name: make_guide(name, vit, model=inner, **options) for name in names if name != "student"}
     if "student" in names:
         pupils = load_students(student, where) if student else {"": None}
@@ -199,8 +201,9 @@ def train_student(
     if geometry and views:
         refuse_option("geometry", "a training with --views, which are cropped already,", "one without")
     check_output(output / "model.safetensors", checkpoint)
-    check_output_folder(output, data, maps, teacher.removeprefix("local-dir:"))
-    check_output_folder(maps or Path("runs", "maps"), data)
+    place, model_folder = data_path(data), teacher.partition("local-dir:")[2]
+    check_output_folder(output, place, maps, model_folder, within=True)
+    check_output_folder(maps or Path("runs", "maps"), place, within=True)
     recipe = Recipe(
         loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         geometry=not views if geometry is None else geometry, accumulate=accumulate, patience=patience, seed=seed,
@@ -313,7 +316,8 @@ def benchmark(
     for option, value in {"student": student, "keep": keep, "precision": precision}.items():
         if value is not None and option not in BENCHMARKS[what]:
             refuse_option(option, what, ", ".join(name for name, taken in BENCHMARKS.items() if option in taken))
-    ratios, precision = parse_ratios("0.5,0.25" if keep is None else keep), precision or "float32"
+    ratios = parse_ratios("0.5,0.25" if keep is None else keep)
+    precision = "float32" if precision is None else precision
     part = what in ("rollout", "student")  # these cost a part of a target; the others make one faster
     name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
     vit = load_model(name, pretrained=False, device=find_device(device))

@@ -36,6 +36,7 @@ from vitsal.options import (
     ImageSizeOption,
     LimitOption,
     WorkersOption,
+    data_path,
     find_device,
     load_sized_model,
     taken_options,
@@ -88,7 +89,9 @@ def explain(
     otherwise), as its own transform does it. Options and defaults are vit-explain's; any timm ViT.
     """
     default = "rollout" if category_index is None else "grad-rollout"
-    methods = [check_choice("method", name.strip(), PICTURED) for name in (method or default).split(",")]
+    methods = [
+        check_choice("method", name.strip(), PICTURED) for name in (default if method is None else method).split(",")
+    ]
     kind = check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     options = VIT_EXPLAIN | taken_options(methods, **options)
@@ -186,7 +189,7 @@ def probe(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table and figure.")] = Path("runs/probe"),
 ) -> None:
     """How far each head of ViTs looks, over many images, and their first filters; notebook 5 shows more."""
-    check_output_folder(output, data)
+    check_output_folder(output, data_path(data))
     names = [name.strip() for name in model.split(",")]
     use_slide_style()
     figure, axes = plt.subplots(2, len(names), squeeze=False)

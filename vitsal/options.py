@@ -75,6 +75,11 @@ def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
     return given
 
 
+def data_path(source: str) -> str:
+    """Where data lies, by its name on the command line; "" for data sets that are no folder of that name."""
+    return "" if source in ("digits", "imagenette") else source.removeprefix("wds/")
+
+
 def refuse_option(option: str, user: str, others: str) -> NoReturn:
     """Raise the UserError that says that `user` would pass over an option, and who takes it."""
     raise UserError(f"--{option.replace('_', '-')} says nothing to {user}: it is for {others}. Leave it out.")
