@@ -20,6 +20,7 @@ from vitsal.models import load_model, model_transform
 from vitsal.students import Student
 
 NOW = datetime.now()
+NAMES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224")
 
 
 def picture(seed):
@@ -245,3 +246,65 @@ def test_current_picture_is_offered_as_png_and_svg(explorer):
     assert ElementTree.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
     explorer.drop_ratio.value = 0.9
     assert explorer.links.value == ""  # they were of another picture
+
+
+def test_only_so_many_uploads_are_kept(explorer, monkeypatch):
+    """The oldest go; one that comes again is new again; what was given at the start stays."""
+    monkeypatch.setattr("vitsal.explorer.MOST_UPLOADS", 3)
+    for name in ("a", "b", "c", "a", "d", "one", "e"):
+        upload(explorer, png(picture(3)), name)
+    assert explorer.image.options == ("one", "two", "a", "d", "e")
+    assert list(explorer._pictures) == ["one", "two", "a", "d", "e"]
+    assert explorer.image.value == "e"
+
+
+def test_only_so_many_models_are_kept(explorer, tiny_vit, monkeypatch):
+    """One that is chosen again is new again, and one that failed is not kept at all."""
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return tiny_vit if name != NAMES[-1] else None
+
+    monkeypatch.setattr("vitsal.explorer.load_model", load)
+    monkeypatch.setattr("vitsal.explorer.MOST_MODELS", 2)
+    for name in (NAMES[0], NAMES[1], NAMES[0], NAMES[2], "tiny"):
+        explorer.model.value = name
+    assert list(explorer._models) == ["tiny", NAMES[0], NAMES[2]]
+    assert loaded == list(NAMES[:3])
+    with pytest.raises(AttributeError):
+        explorer.model.value = NAMES[-1]
+    assert list(explorer._models) == ["tiny", NAMES[0], NAMES[2]]
+
+
+@pytest.mark.parametrize(
+    "name", ["local-dir:{}", "{}", "hf-hub:{}", "file:{}", "vit", "hf-hub:timm/vit_tiny_patch16_224"]
+)
+def test_the_model_field_reads_no_path_of_the_server(explorer, tiny_vit, tmp_path, monkeypatch, name):
+    """Not even of a folder that holds a model."""
+    tiny_vit.pretrained_cfg = {"architecture": "vit_tiny_patch16_224"}
+    for folder in (tmp_path / "secret", tmp_path / "vit"):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"architecture": "vit_tiny_patch16_224", "num_classes": 3}')
+        torch.save(tiny_vit.state_dict(), folder / "pytorch_model.bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vitsal.explorer.load_model", lambda name: pytest.fail(f"{name} was opened"))
+    for path in (tmp_path / "secret", "secret"):
+        explorer.model.value = name.format(path)
+        assert explorer.model.value == "tiny"
+        assert explorer.message.value.startswith("timm has no model")
+
+
+def test_names_in_the_figure_are_no_mathematics(explorer, tiny_vit):
+    """In titles and in classes' names."""
+    tiny_vit.pretrained_cfg = {**tiny_vit.pretrained_cfg, "label_names": [f"$\\frac$ {index}" for index in range(10)]}
+    explorer._students["$x_{"] = explorer.student.options[1][1]
+    explorer.student.options = [("none", None), *explorer._students.items()]
+    explorer.image.value, explorer.student.index = "two", 2
+    explorer.save.click()
+    drawing = base64.b64decode(re.findall(r'svg\+xml;base64,([^"]+)"', explorer.links.value)[0]).decode()
+    written = [text.get_text() for text in explorer.draw().axes[0].texts]
+    assert "student $x_{" in written
+    assert sum(text.startswith("$\\frac$ ") for text in written) == 15
+    assert not any(text.get_parse_math() for text in explorer.draw().axes[0].texts if "$" in text.get_text())
+    assert drawing

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from vitsal.attention import AttentionRecord, record_attention
 from vitsal.errors import UserError
 from vitsal.guides import (
+    GUIDE_OPTIONS,
     GUIDES,
     METHODS,
     AdaptedGuide,
@@ -235,3 +236,43 @@ def test_one_record_gives_the_gradients_of_any_class(tiny_vit, images):
             assert torch.equal(mine, theirs)
     assert_close(record.logits, tiny_vit(images))
     assert not record.attentions[0].requires_grad
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1e20, 1.0, True, None, "3"])
+def test_seeds_beyond_the_generators_range(tiny_vit, seed):
+    """zlib takes 32 bits of any whole number: 2**32 would have been 0 again, unnoticed."""
+    with pytest.raises(UserError, match=r"The seed must be a whole number from 0 to 4294967295; got"):
+        make_guide("random", tiny_vit, seed=seed)
+
+
+def test_seeds_at_the_ends_of_the_range(tiny_vit, images):
+    maps = [make_guide("random", tiny_vit, seed=seed)(images) for seed in (0, 1, 2**32 - 1)]
+    assert len({tuple(saliency.flatten().tolist()) for saliency in maps}) == 3
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_table_of_options_is_true(name, tiny_vit, images):
+    """A map, or a refusal, changes with each option that the table gives the guide, and with no other."""
+    student = Student(grid_size=(4, 4), width=4).eval()
+    other = randomise(Student(grid_size=(4, 4), width=4).eval(), seed=3)
+    plain = {"student": student, "discard_ratio": 0.3}
+    model = load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=2, num_classes=10)
+    changes = {
+        "model": randomise(model, seed=5),
+        "student": other,
+        "head_fusion": "max",
+        "discard_ratio": 0.6,
+        "seed": 1,
+    }
+    changes["category_index"] = int(tiny_vit(images).sum(dim=0).argmin())
+    before = make_guide(name, tiny_vit, **plain)(images)
+    for option, value in changes.items():
+        after = make_guide(name, tiny_vit, **plain | {option: value})(images)
+        assert torch.equal(before, after) != (option in GUIDE_OPTIONS[name]), option
+
+
+@pytest.mark.parametrize("category", [True, 1.0, "1", 10, -1, 10**400])
+def test_categories_that_are_none(tiny_vit, category):
+    for name in ("grad-rollout", "grad-attention"):
+        with pytest.raises(UserError, match="is not a class of this model: it has 10 classes, 0 to 9"):
+            make_guide(name, tiny_vit, category_index=category)

@@ -1,6 +1,7 @@
 """Loading models: where weights come from, what is refused, and that a refusal says why."""
 
 import argparse
+import copy
 import os
 import pickle
 
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitsal.errors import UserError
-from vitsal.models import find_weights, grid_size, load_model, megabytes, model_transform, outline
+from vitsal.models import _check_supported, find_weights, grid_size, load_model, megabytes, model_transform, outline
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 64, "depth": 1}
@@ -307,6 +308,107 @@ def test_weights_that_are_here_are_no_download(hub_cache, tmp_path, monkeypatch,
     load_model(NAME, **SMALL)
     load_model(TAGGED, pretrained=False, **SMALL)
     assert capsys.readouterr().err == ""
+
+
+LONG = "x" * 10_000
+ODD_NAMES = ["foo:bar", "hf-hub:", "hf-hub: ", "hf-hub:a/b", "hf-hub:a/b/c", "hf-hub:../x", "hf-hub:\0", ":", "C:\\x"]
+ODD_NAMES += ["local-dir:", "local-dir:/nowhere", "local-dir:empty", "local-dir:damaged", "local-dir:\0"]
+ODD_NAMES += ["", " ", "\0", "vit\0", "a/b", "/etc", "../vit", "é", "\udcff", " vit_tiny_patch16_224", "empty"]
+ODD_NAMES += [LONG, f"hf-hub:{LONG}", f"local-dir:{LONG}", "vit_tiny_patch16_224.gone", "vit_tiny_patch16_224."]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name)[:40])
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_names_of_any_form(tmp_path, monkeypatch, name, pretrained):
+    """Each is answered, briefly, also where there is a folder of weights to look in."""
+    for folder, config in {"empty": None, "damaged": "{"}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(config) if config else None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"Unknown model|cannot be made|has no weights") as error:
+        load_model(name, pretrained=pretrained)
+    assert len(str(error.value)) < 1_500
+
+
+def test_unknown_weights_of_a_known_model():
+    with pytest.raises(
+        UserError, match=r"^'vit_tiny_patch16_224' has no weights 'augreg'. Did you .* Known: augreg_in21k"
+    ):
+        load_model(f"{NAME}.augreg")
+
+
+def test_sizes_that_a_model_cannot_have():
+    for size in (-16, 0, "x", 10**30):
+        with pytest.raises(UserError, match=r"'vit_tiny_patch16_224' cannot be made with img_size="):
+            load_model(NAME, pretrained=False, img_size=size)
+
+
+def test_hybrids_are_refused_and_nothing_else_of_their_kind():
+    """All of timm's ViTs, without memory for their weights."""
+    names = [
+        name for module in ("vision_transformer_hybrid", "deit", "beit") for name in timm.list_models(module=module)
+    ]
+    refused = [name for name in names if refusal(name)]
+    assert refused == timm.list_models(module="vision_transformer_hybrid")
+    assert {"vit_base_r50_s16_224", "vit_tiny_r_s16_p8_224", "vit_base_mci_224"} < set(refused)
+    assert "'vit_base_r50_s16_224' is a hybrid: its tokens come out of a HybridEmbed" in refusal("vit_base_r50_s16_224")
+
+
+def refusal(name):
+    """Why a model is not supported; nothing is made or fetched for it. Where it is, an empty text."""
+    try:
+        _check_supported(outline(name), name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.int8, torch.uint8, torch.bool, torch.complex64, torch.int64, torch.float8_e4m3fn]
+)
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_weights_of_a_wrong_type_are_named(tmp_path, kind, ending):
+    """Cast in silence they would be other weights."""
+    state = {key: value.clone() for key, value in small(seed=1).state_dict().items()}
+    state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].to(kind)
+    path = tmp_path / f"quantized.{ending}"
+    save_file(state, path) if ending == "safetensors" else torch.save(state, path)
+    with pytest.raises(
+        UserError, match=r"quantized.* holds weights of a type that cannot be used: blocks.0.attn.qkv.w"
+    ) as e:
+        load_model(NAME, path, **SMALL)
+    assert f"blocks.0.attn.qkv.weight ({str(kind).removeprefix('torch.')}). Save it in float32, " in str(e.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(tmp_path, kind):
+    source = small(seed=1)
+    save(copy.deepcopy(source).to(kind), tmp_path / "other.safetensors")
+    loaded = load_model(NAME, tmp_path / "other.safetensors", **SMALL)
+    assert loaded.head.weight.dtype == torch.float32
+    assert torch.equal(loaded.head.weight, source.head.weight.to(kind).float())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head.weight": torch.tensor(3.0)},
+        {"head.weight": torch.empty(0)},
+        {"norm.weight": torch.ones(192).to_sparse()},
+        {"norm.weight": torch.ones(192, device="meta")},
+        {3: torch.ones(3)},
+        {"pos_embed": torch.tensor(1.0)},
+        {"patch_embed.proj.weight": torch.ones(3)},
+    ],
+    ids=range(7),
+)
+def test_damaged_weights_are_named(tmp_path, change):
+    torch.save(small(seed=1).state_dict() | change, tmp_path / "damaged.pth")
+    with pytest.raises(
+        UserError, match=r"damaged.pth (does not fit|does not hold|holds weights that|is no checkpoint)"
+    ):
+        load_model(NAME, tmp_path / "damaged.pth", **SMALL)
 
 
 def test_size_without_memory():

@@ -334,3 +334,24 @@ def test_attention_distances_side_by_side():
     assert 0 <= label.y0 < label.y1 <= figure.bbox.y1
     assert label.y1 - label.y0 < 1.1 * (panel.y1 - panel.y0)
     assert figure.legends[0].get_window_extent().y0 > panel.y1
+
+
+def test_names_are_no_mathematics():
+    """Typeset as mathematics this is an error; the style switches it off in legends, and titles need no style."""
+    plt.rcParams["text.parse_math"] = True
+    picture = np.zeros((8, 8, 3))
+    figure = contact_sheet([{"$\\frac$": picture, "a$b$c": picture}])
+    assert [axis.get_title() for axis in figure.axes] == ["$\\frac$", "a$b$c"]
+    figure.canvas.draw()
+    show_pictures([[picture]], ["$x_{"], ["$\\frac$"]).canvas.draw()
+    use_slide_style()
+    table = pd.DataFrame({"guide": "$x_{", "keep_ratio": [1.0, 0.5], "top1": 0.5, "ci_low": 0.4, "ci_high": 0.6})
+    figure, axis = plt.subplots()
+    plot_drop_curves(axis, table, {"$x_{": 0})
+    axis.set_title("$\\frac$")
+    figure.canvas.draw()
+
+
+def test_shortened_names_can_be_shown():
+    assert shorten("a\nb\udcff\x1b.png", 20) == "a?b??.png"
+    assert shorten("x" * 30, 7) == "xxx…xxx"

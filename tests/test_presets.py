@@ -89,3 +89,25 @@ def test_parameters_of_a_notebook_without_presets():
         check_parameters({"recipe": "base16", "limit": "all"}, **types)
     with pytest.raises(UserError, match=r"Unknown parameter 'recip'. Did you mean 'recipe'\? Known: recipe, limit."):
         check_parameters({"recip": "base16"}, **types)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("limit", 0),
+        ("limit", -5),
+        ("limit", 10**20),
+        ("epochs", 0),
+        ("batch_size", 10**20),
+    ],
+)
+def test_numbers_out_of_range(name, value):
+    with pytest.raises(UserError, match=rf"The parameter '{name}' must be a whole number from . to \d+; got {value}\."):
+        read_parameters({"preset": "digits", name: value}, seed=int, batch_size=int)
+
+
+def test_ends_of_the_ranges():
+    for seed in (0, 2**32 - 1):
+        assert read_parameters({"preset": "digits", "limit": 1, "seed": seed}, seed=int).limit == 1

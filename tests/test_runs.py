@@ -77,3 +77,49 @@ def test_headlines_of_several_notebooks(tmp_path):
     save_headlines(tmp_path, "two", {"accuracy": "70 %"})
     save_headlines(tmp_path, "one", {"accuracy": 0.6})
     assert read_headlines(tmp_path) == {"one": {"accuracy": 0.6}, "two": {"accuracy": "70 %"}}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"one": 3}', "[" * 100_000, "\0"])
+def test_damaged_headlines(tmp_path, content):
+    """Named, and left as they are."""
+    (tmp_path / "headlines.json").write_text(content)
+    for use in (read_headlines, lambda folder: save_headlines(folder, "one", {"accuracy": 0.5})):
+        with pytest.raises(UserError, match=r"headlines.json (is damaged|holds no headline numbers).*; remove it"):
+            use(tmp_path)
+    assert (tmp_path / "headlines.json").read_text() == content
+
+
+def test_headlines_are_old_or_new_and_never_half(tmp_path, monkeypatch):
+    save_headlines(tmp_path, "one", {"accuracy": 0.5})
+    with pytest.raises(TypeError):
+        save_headlines(tmp_path, "two", {"accuracy": object()})
+
+    def fill(path, text):
+        path.write_bytes(text.encode()[:3])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", fill)
+    with pytest.raises(OSError, match="No space"):
+        save_headlines(tmp_path, "two", {"accuracy": 0.6})
+    assert read_headlines(tmp_path) == {"one": {"accuracy": 0.5}}
+    assert [path.name for path in tmp_path.iterdir()] == ["headlines.json"]
+
+
+WHOLE = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "{", "[]", "{}", "\udcff", WHOLE[:-20], WHOLE.replace('"code"', '"cod"')],
+        '{"cells": 1, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+        '{"cells": [], "nbformat": 99, "nbformat_minor": 0, "metadata": {}}',
+    ],
+)
+def test_damaged_notebook_is_named_before_anything_runs(tmp_path, content):
+    notebook = write_notebook(tmp_path / "01_count.ipynb", 'limit = 1\noutput_dir = ""')
+    damaged = tmp_path / "02_damaged.ipynb"
+    damaged.write_text(content, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"02_damaged.ipynb cannot be read as a notebook: .* fetch it anew"):
+        run_notebooks([notebook, damaged], tmp_path / "made", {"limit": 5})
+    assert not (tmp_path / "made").exists()

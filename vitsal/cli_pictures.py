@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,14 +19,15 @@ from tqdm import tqdm
 
 from vitsal.classes import Prediction
 from vitsal.data import open_data
-from vitsal.errors import check_choice
+from vitsal.errors import LARGEST_COUNT, check_choice, printable
 from vitsal.exploration import Exploration
-from vitsal.files import write_whole
+from vitsal.files import check_output, check_output_folder, write_whole
 from vitsal.guides import METHODS, Guide, make_guide
-from vitsal.images import batches, open_images
+from vitsal.images import Batch, batches, open_images, warn_of_skipped
 from vitsal.models import grid_size, load_model, model_transform
 from vitsal.options import (
     DATA_HELP,
+    BatchSizeOption,
     CategoryOption,
     CheckpointOption,
     DeviceOption,
@@ -33,8 +36,10 @@ from vitsal.options import (
     ImageSizeOption,
     LimitOption,
     WorkersOption,
+    data_path,
     find_device,
     load_sized_model,
+    taken_options,
 )
 from vitsal.plotting import (
     overlay,
@@ -47,10 +52,11 @@ from vitsal.plotting import (
 )
 from vitsal.probing import mean_attention_distance, patch_distances, projection_filters
 from vitsal.sheets import SLIDE, contact_sheet, write_titles
-from vitsal.video import draw_on_video
+from vitsal.video import SEGMENT, WIDEST, draw_on_video
 from vitsal.video_panels import Column, HeadsGuide
 
 PICTURED = (*METHODS, "heads")
+VIT_EXPLAIN = {"head_fusion": "max", "discard_ratio": 0.9, "category_index": None}  # its defaults
 METHOD_HELP = (
     f"{', '.join(METHODS)}, or heads, which shows the last block's heads one by one. (Abnar & Zuidema's flow is flow "
     "with --head-fusion mean --discard-ratio 0.)"
@@ -65,11 +71,13 @@ def explain(
         str | None,
         typer.Option(help=f"{METHOD_HELP} Several with commas between them. A category index asks for grad-rollout."),
     ] = None,
-    head_fusion: HeadFusionOption = "max",
-    discard_ratio: DiscardOption = 0.9,
+    head_fusion: HeadFusionOption = None,
+    discard_ratio: DiscardOption = None,
     category_index: CategoryOption = None,
     image_size: ImageSizeOption = None,
-    limit: Annotated[int, typer.Option(help="Images of a folder, spread evenly over it.", min=1)] = 6,
+    limit: Annotated[
+        int, typer.Option(help="Images of a folder, spread evenly over it.", min=1, max=LARGEST_COUNT)
+    ] = 6,
     device: DeviceOption = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .svg, .pdf, ...")] = Path(
         "explanation.png"
@@ -81,23 +89,28 @@ def explain(
     otherwise), as its own transform does it. Options and defaults are vit-explain's; any timm ViT.
     """
     default = "rollout" if category_index is None else "grad-rollout"
-    methods = [check_choice("method", name.strip(), PICTURED) for name in (method or default).split(",")]
-    check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
+    methods = [
+        check_choice("method", name.strip(), PICTURED) for name in (default if method is None else method).split(",")
+    ]
+    kind = check_choice("picture format", output.suffix.lstrip(".").lower(), FigureCanvasBase.filetypes)
+    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
+    options = VIT_EXPLAIN | taken_options(methods, **options)
+    check_output(output, image, checkpoint, *(image.iterdir() if os.path.isdir(image) else ()))
     pictures = open_images(image, limit)
     vit = load_sized_model(model, image_size, device, checkpoint)
-    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     guides = {name: picture_guide(name, vit, **options) for name in methods}
     samples, lines = [], []
     for name, picture in tqdm(pictures.items(), desc="images", mininterval=1, delay=2):
         seen = Exploration(vit, picture)
         samples.append(draw_sample(Path(name).stem, seen, guides, category_index))
         if seen.predictions:
-            lines.append(f"{name}: " + ", ".join(f"class {top.index}: {top}" for top in seen.predictions[:3]))
+            lines.append(
+                f"{printable(name)}: " + ", ".join(f"class {top.index}: {top}" for top in seen.predictions[:3])
+            )
     use_slide_style()
     figure = contact_sheet(samples)
-    figure.suptitle(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    figure.suptitle(printable(model), parse_math=False)
+    write_whole(output, partial(figure.savefig, format=kind))
     print(*lines, output, sep="\n")
 
 
@@ -140,12 +153,12 @@ def video(
         str, typer.Option(help="Any timm ViT; several with commas between them, side by side.")
     ] = "deit_tiny_patch16_224",
     method: Annotated[str, typer.Option(help=METHOD_HELP)] = "rollout",
-    head_fusion: HeadFusionOption = "max",
-    discard_ratio: DiscardOption = 0.9,
+    head_fusion: HeadFusionOption = None,
+    discard_ratio: DiscardOption = None,
     category_index: CategoryOption = None,
     image_size: ImageSizeOption = None,
-    width: Annotated[int | None, typer.Option(help="Most pixels of all panels together.", min=2)] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    width: Annotated[int | None, typer.Option(help="Most pixels of all panels together.", min=2, max=WIDEST)] = None,
+    batch_size: Annotated[int, typer.Option(help="Frames at once.", min=1, max=SEGMENT)] = 8,
     device: DeviceOption = "auto",
 ) -> None:
     """Draw what matters to ViTs over every frame of a video; sound and timing are kept, and a killed run goes on.
@@ -154,6 +167,8 @@ def video(
     """
     check_choice("method", method, PICTURED)
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
+    options = VIT_EXPLAIN | taken_options([method], **options)
+    check_output(output, source)
     columns = {"video": Column()}
     for name in map(str.strip, model.split(",")):
         vit = load_sized_model(name, image_size, device)
@@ -168,12 +183,13 @@ def probe(
     ] = "deit_tiny_patch16_224",
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
     limit: LimitOption = 1_000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: BatchSizeOption = 32,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table and figure.")] = Path("runs/probe"),
 ) -> None:
     """How far each head of ViTs looks, over many images, and their first filters; notebook 5 shows more."""
+    check_output_folder(output, data_path(data))
     names = [name.strip() for name in model.split(",")]
     use_slide_style()
     figure, axes = plt.subplots(2, len(names), squeeze=False)
@@ -183,8 +199,8 @@ def probe(
         dataset = open_data(data, model_transform(vit), split=split)
         lower.imshow(tile_pictures(projection_filters(vit), columns=7))
         lower.axis("off")
-        stream = (batch.images for batch in batches(dataset, batch_size, limit=limit, num_workers=num_workers))
-        distances, spreads = mean_attention_distance(vit, stream)
+        images = Readable(batches(dataset, batch_size, limit=limit, num_workers=num_workers))
+        distances, spreads = mean_attention_distance(vit, images)
         plot_attention_distances(upper, distances, patch_distances(grid_size(vit), vit.patch_embed.patch_size).mean())
         tables.append(distance_table(name, distances, spreads))
     write_titles(axes[0], names, SLIDE[0] / len(names))
@@ -193,9 +209,25 @@ def probe(
     picture = save_figure(figure, output, "probe")
     write_whole(output / "attention_distance.csv", partial(table.to_csv, index=False))
     means = table.groupby(["model", "block"], sort=False).mean_px.agg(["min", "mean", "max"])
-    print("mean attention distance of the heads of each block, in pixels")
+    print(f"mean attention distance of the heads of each block, in pixels, over {images.count} images")
     print(means.round(1).to_string())
     print(picture)
+
+
+@dataclass
+class Readable:
+    """The images of batches, counted; at the end, those that could not be read are named."""
+
+    batches: Iterable[Batch]
+    count: int = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        skipped: dict[str, str] = {}
+        for batch in self.batches:
+            self.count += len(batch.names)
+            skipped |= batch.skipped
+            yield batch.images
+        warn_of_skipped(skipped)
 
 
 def distance_table(name: str, distances: Tensor, spreads: Tensor) -> pd.DataFrame:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 import numbers
+import re
 from collections.abc import Iterable
+
+LARGEST_COUNT = 10**9  # of images and the like: more is a slip, and beyond 2**63 an error of torch's
+LARGEST_SEED = 2**32 - 1  # what numpy takes; torch and zlib take no less
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as torch says it
 
 
 class UserError(ValueError):
@@ -24,13 +28,28 @@ def check_choice(kind: str, value: object, known: Iterable[str]) -> str:
     known = list(known)
     if value in known:
         return str(value)
-    raise UserError(f"Unknown {kind} {value!r}.{suggestion(value, known)} Known: {', '.join(known)}.")
+    raise UserError(f"Unknown {kind} {quoted(value)}.{suggestion(value, known)} Known: {', '.join(known)}.")
+
+
+def quoted(value: object) -> str:
+    """A value as messages quote it."""
+    return cut(repr(value))
+
+
+def cut(text: str, most: int = 200) -> str:
+    """A text without its middle, where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def suggestion(value: object, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the nearest known names, or '' where none is near."""
-    near = difflib.get_close_matches(str(value), list(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(value)[:100], list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def printable(text: str) -> str:
+    """A text from outside, such as a file's name, fit for terminals and figures: what cannot be shown is a "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def check_number(kind: str, value: object, low: float, high: float, *, open_end: str) -> float:
@@ -46,9 +65,55 @@ def check_number(kind: str, value: object, low: float, high: float, *, open_end:
         UserError: `value` is no number, or outside the interval.
     """
     interval = f"({low:g}, {high:g}]" if open_end == "low" else f"[{low:g}, {high:g})"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
-        raise UserError(f"The {kind} must be a number in {interval}; got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:  # nan
+        raise UserError(f"The {kind} must be a number in {interval}; got {quoted(value)}.")
     inside = low < value <= high if open_end == "low" else low <= value < high
     if not inside:
-        raise UserError(f"The {kind} must lie in {interval}; got {value:g}.")
+        raise UserError(f"The {kind} must lie in {interval}; got {_rounded(value)}.")
     return float(value)
+
+
+def check_whole(kind: str, value: object, low: int, high: int) -> int:
+    """Return `value` if it is a whole number from `low` to `high`.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        raise UserError(f"The {kind} must be a whole number from {low} to {high}; got {quoted(value)}.")
+    return int(value)
+
+
+def _rounded(value: numbers.Real) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:  # a whole number beyond all floating point
+        return quoted(value)
+
+
+def tell(error: BaseException) -> str:
+    """What the command line says of an error, whatever raised it: one paragraph, without a traceback."""
+    if isinstance(error, UserError):
+        return cut(_own_words(error), 2_000)
+    if is_out_of_memory(error):
+        return "The memory does not suffice for this. Try a smaller batch, image size, model or limit."
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({cut(str(error.filename))})" if error.filename else ""
+        return f"The operating system refused: {error.strerror}{where}."
+    words = f"{type(error).__name__}: {cut(_own_words(error), 500)}".rstrip(": .")
+    return f"This did not work: {words}. If it should have worked, --debug shows where it stopped."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _own_words(error: BaseException) -> str:
+    """An error's message; of one out of a process that reads images, which torch hands on with that process's
+    traceback, the last line, which says what it was.
+    """
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return " ".join(text.splitlines())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import timm
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from vitsal.errors import UserError
+from vitsal.errors import UserError, quoted, suggestion
 from vitsal.exploration import Exploration
 from vitsal.explorer_figure import download_links, draw_exploration, figure_bytes
 from vitsal.guides import METHODS, Guide, StudentGuide, make_guide
@@ -26,6 +27,7 @@ from vitsal.students import Student
 from vitsal.uploads import read_upload
 
 ONE_HEAD = "one head"
+MOST_UPLOADS, MOST_MODELS = 20, 4  # kept beside those given at the start: a page may be open for long, and to many
 TIMM_MODULES = ("vision_transformer", "deit", "beit", "eva")  # where timm keeps the ViTs that can be explored
 
 
@@ -36,7 +38,7 @@ class Explorer(widgets.VBox):
     once; flow takes seconds, then. Beside a method's map a student's prediction can be shown.
 
     Args:
-        models: name -> timm ViT in eval mode; others are loaded when their timm names are typed.
+        models: name -> timm ViT in eval mode; others are loaded when their timm names are typed, and the newest kept.
         pictures: name -> picture, RGB (`vitsal.data.open_pictures`).
         students: name -> student (`vitsal.students.load_students`).
 
@@ -51,6 +53,7 @@ class Explorer(widgets.VBox):
         students: Mapping[str, Student] | None = None,
     ) -> None:
         self._models, self._pictures, self._students = dict(models), dict(pictures), dict(students or {})
+        self._given = {*models, *pictures}
         self._exploration: tuple[tuple[str, str], Exploration] | None = None
         self._held = False
         self._make_controls()
@@ -202,18 +205,21 @@ class Explorer(widgets.VBox):
 
     def _change_model(self, before: str) -> None:
         """Take the model of the name that was typed, or say why not and go back to the one before."""
-        name = self.model.value.strip()
+        name, known = self.model.value.strip(), set(self._models)
         try:
-            if name not in self._models:
+            if name not in known:
                 self.say(f"Loading {name} ...")
-                self._models[name] = load_model(name)
+                self._models[name] = load_named(name)
             with self._hold():
                 self.model.value = name
             self.update()
         except Exception:
             with self._hold():
                 self.model.value = before
+            if name not in known:
+                self._models.pop(name, None)
             raise
+        self._make_newest(self._models, name, MOST_MODELS)
         self.say(f"{name}: {len(self._models[name].blocks)} blocks, {self.head.max} heads each.")
 
     def _take_upload(self) -> None:
@@ -224,12 +230,20 @@ class Explorer(widgets.VBox):
         with self._hold():
             self.upload.value = ()  # so that the same file may come again
         self._pictures[name], told = read_upload(content, name)
+        self._make_newest(self._pictures, name, MOST_UPLOADS)
         self._exploration = None  # the picture before may have had the same name
         with self._hold():
             self.image.options = list(self._pictures)
             self.image.value = name
         self.update()
         self.say(told)
+
+    def _make_newest(self, kept: dict[str, Any], name: str, most: int) -> None:
+        """Move `name` to the end, unless it was given at the start; of what was added since, drop all but `most`."""
+        if name not in self._given:
+            kept[name] = kept.pop(name)
+        for old in [added for added in kept if added not in self._given][:-most]:
+            del kept[old]
 
     def _offer_files(self) -> None:
         """Links that hand the current picture to the browser, as PNG at 200 dpi and as SVG."""
@@ -245,6 +259,17 @@ def _garbage_kept_young() -> Iterator[None]:
     finally:
         gc.enable()
         gc.collect(0)
+
+
+def load_named(name: str) -> nn.Module:
+    """Load a model by its name in timm, and by nothing else: whoever sees the page may type here.
+
+    Raises:
+        UserError: a folder of the server, a repository of the hub, or what `load_model` raises.
+    """
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {quoted(name)}.{suggestion(name, timm.list_models())}")
+    return load_model(name)
 
 
 def _pretrained(module: str) -> list[str]:

@@ -57,7 +57,7 @@ def _show(canvas: Axes, place: tuple[float, float, float], picture: np.ndarray, 
     left, top, side = place
     height, width = side * np.array(picture.shape[:2]) / max(picture.shape[:2])
     canvas.imshow(picture, extent=(left, left + width, top + height, top), aspect="auto")
-    canvas.text(left + width / 2, top - 0.1, title, ha="center", fontsize=size)
+    canvas.text(left + width / 2, top - 0.1, title, ha="center", fontsize=size, parse_math=False)
 
 
 def _show_predictions(
@@ -70,7 +70,7 @@ def _show_predictions(
     middles = [top + (row + 0.5) * BAR for row in range(len(predictions))]
     canvas.barh(middles, [width * one.probability for one in predictions], 0.85 * BAR, left, color=COLOURS[5])
     for middle, one in zip(middles, predictions, strict=True):
-        canvas.text(left + 0.05, middle, shorten(one.name, 24), va="center", fontsize=0.8 * size)
+        canvas.text(left + 0.05, middle, shorten(one.name, 24), va="center", fontsize=0.8 * size, parse_math=False)
     bottom = top + len(predictions) * BAR
     canvas.plot([left, left + width], [bottom, bottom], color="black", lw=1)
     for share, label in {0: "0", 0.5: "probability", 1: "1"}.items():

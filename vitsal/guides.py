@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitsal.errors import UserError, check_choice
+from vitsal.errors import LARGEST_SEED, UserError, check_choice, check_whole
 from vitsal.model_guides import (
     FlowGuide,
     GradientAttentionGuide,
@@ -30,10 +30,16 @@ class RandomGuide:
 
     Each image's map is drawn from `seed` and the image's own values, so that it does not depend on the batch, on the
     order, or on where a run was resumed.
+
+    Raises:
+        UserError: the seed is no whole number from 0 to 2**32 - 1.
     """
 
     grid_size: tuple[int, int]
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Saliency of a batch: (B, 3, H, W) -> (B, gh, gw)."""
@@ -94,8 +100,18 @@ def _lay_on(saliency: Tensor, size: tuple[int, int]) -> Tensor:
     return fit_grid(saliency[:, None], size)[:, 0]
 
 
-METHODS = ("rollout", "grad-rollout", "last-attention", "grad-attention", "flow")  # those that explain a model
-GUIDES = (*METHODS, "student", "random", "center")
+GUIDE_OPTIONS = {
+    "rollout": ("model", "head_fusion", "discard_ratio"),
+    "grad-rollout": ("model", "category_index", "discard_ratio"),
+    "last-attention": ("model",),
+    "grad-attention": ("model", "category_index"),
+    "flow": ("model", "head_fusion", "discard_ratio"),
+    "student": ("student",),
+    "random": ("seed",),
+    "center": (),
+}  # which of `make_guide`'s options a guide takes; it passes over the others
+GUIDES = tuple(GUIDE_OPTIONS)
+METHODS = tuple(name for name in GUIDES if "model" in GUIDE_OPTIONS[name])  # those that explain a model
 
 
 def make_guide(
@@ -112,7 +128,7 @@ def make_guide(
     """Make a guide for images prepared for `target`.
 
     Args:
-        name: one of GUIDES.
+        name: one of GUIDES; GUIDE_OPTIONS tells which of the options below it takes, and the others are passed over.
         target: the ViT whose patches will be dropped.
         model: the ViT inside the guide; the target itself by default.
         student: the student, as `vitsal.students.load_student` gives it.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from vitsal.attention import AttentionRecord, attention_of, check_block, record_attention
-from vitsal.errors import UserError, check_choice, check_number
+from vitsal.errors import UserError, check_choice, check_number, quoted
 from vitsal.flow import attention_flow
 from vitsal.legacy import legacy_gradient_rollout, legacy_rollout
 from vitsal.models import default_readout, grid_size
@@ -177,8 +178,8 @@ class HeadGuide(_AttentionGuide):
     def __post_init__(self) -> None:
         check_block(self.model, self.block)
         heads = attention_of(self.model, self.block).num_heads
-        if not -heads <= self.head < heads:
-            raise UserError(f"There is no head {self.head}: block {self.block} has {heads}, 0 to {heads - 1}.")
+        if self.head not in range(-heads, heads):
+            raise UserError(f"There is no head {self.head!r}: block {self.block} has {heads}, 0 to {heads - 1}.")
 
     @property
     def _blocks(self) -> list[int]:
@@ -253,10 +254,13 @@ def check_category(model: nn.Module, category_index: int | None) -> None:
     """Raise UserError if `model` has no classifier or does not have this class (None: any)."""
     if not model.num_classes:
         raise UserError("Gradient rollout explains a class, and this model has no classifier; use attention rollout.")
-    if category_index is not None and not 0 <= category_index < model.num_classes:
+    if category_index is None:
+        return
+    whole = isinstance(category_index, Integral) and not isinstance(category_index, bool)
+    if not whole or category_index not in range(model.num_classes):
         raise UserError(
-            f"Category index {category_index} is not a class of this model: it has {model.num_classes} classes, "
-            f"0 to {model.num_classes - 1}."
+            f"Category index {quoted(category_index)} is not a class of this model: it has {model.num_classes} "
+            f"classes, 0 to {model.num_classes - 1}."
         )
 
 

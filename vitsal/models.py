@@ -12,6 +12,7 @@ import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.data import create_transform, resolve_model_data_config
+from timm.layers import PatchEmbed
 from timm.models import load_state_dict
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vitsal.embedded  # registers the embedded models with timm
-from vitsal.errors import UserError, suggestion
+from vitsal.errors import UserError, cut, is_out_of_memory, quoted, suggestion
 
 SUPPORTED = (VisionTransformer, Eva, Beit)
+SOURCES = ("hf-hub", "hf_hub", "local-dir")  # of timm, beside its own names
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WEIGHTS_DIR_VARIABLE = "VITSAL_WEIGHTS_DIR"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
@@ -69,17 +72,31 @@ def load_model(
 
 
 def _check_name(name: str) -> None:
-    if ":" in name or timm.is_model(name):
+    source, colon, place = name.partition(":")
+    if colon and source in SOURCES and place.strip():
         return
-    known = set(timm.list_models()) | set(timm.list_pretrained())
-    raise UserError(f"Unknown model {name!r}: timm has none of this name.{suggestion(name, known)}")
+    if colon:
+        raise UserError(
+            f"Unknown model {quoted(name)}: hf-hub:OWNER/NAME names one of the hub, local-dir:FOLDER a folder."
+        )
+    if not timm.is_model(name):
+        known = set(timm.list_models()) | set(timm.list_pretrained())
+        raise UserError(f"Unknown model {quoted(name)}: timm has none of this name.{suggestion(name, known)}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        known = sorted(model.partition(".")[2] for model in timm.list_pretrained(f"{architecture}.*"))
+        raise UserError(
+            f"{architecture!r} has no weights {quoted(tag)}.{suggestion(tag, known)} Known: {', '.join(known)}."
+        ) from error
 
 
 def weights_dir_file(filename: str) -> Path | None:
     """The file of this name in the folder that VITSAL_WEIGHTS_DIR names; None where there is none."""
     folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
     path = Path(folder, filename) if folder else None
-    return path if path and path.is_file() else None
+    return path if path and os.path.isfile(path) else None  # where a name is too long, `path.is_file()` raises
 
 
 def outline(name: str, **options: object) -> nn.Module:
@@ -128,13 +145,22 @@ def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
         if pretrained:
             _announce_download(name)
         return timm.create_model(name, pretrained=pretrained, **options)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, UserError) or not pretrained:
+    except Exception as error:  # each family of timm's has its own way to refuse options, each source to hold nothing
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        raise UserError(
-            f"No weights for {name!r}: neither a checkpoint was given, nor does {WEIGHTS_DIR_VARIABLE} "
-            f"({os.environ.get(WEIGHTS_DIR_VARIABLE, 'not set')}) hold {name}.safetensors, and the hub gave: {error}"
-        ) from error
+        raise UserError(_no_model(name, pretrained, options, error)) from error
+
+
+def _no_model(name: str, pretrained: bool, options: dict[str, object], error: Exception) -> str:
+    """Why there is no model of this name, which may be one of timm's: its weights, its options, or its folder."""
+    reason = cut(str(error), 500) or type(error).__name__
+    if ":" in name or not pretrained or not isinstance(error, (OSError, RuntimeError)):
+        made = f" with {', '.join(f'{key}={value}' for key, value in options.items())}" if options else ""
+        return f"The model {quoted(name)} cannot be made{made}: {reason}"
+    return (
+        f"No weights for {name!r}: neither a checkpoint was given, nor does {WEIGHTS_DIR_VARIABLE} "
+        f"({os.environ.get(WEIGHTS_DIR_VARIABLE, 'not set')}) hold {name}.safetensors, and the hub gave: {reason}"
+    )
 
 
 def _check_supported(model: nn.Module, name: str) -> None:
@@ -143,10 +169,16 @@ def _check_supported(model: nn.Module, name: str) -> None:
             f"{name!r} is a {type(model).__name__}, which has no sequence of patch tokens as a ViT has. Supported are "
             f"timm's {', '.join(kind.__name__ for kind in SUPPORTED)}: ViT, DeiT, DINO, DINOv2, CLIP, MAE, BEiT, EVA."
         )
+    embedding = type(model.patch_embed)
+    if embedding is not PatchEmbed:
+        raise UserError(
+            f"{name!r} is a hybrid: its tokens come out of a {embedding.__name__}, whose convolutions look beyond a "
+            "patch, so that no patch can be dropped. Supported are ViTs whose tokens are patches."
+        )
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint file at {path}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's training code saves its arguments in one
@@ -157,14 +189,32 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} is no checkpoint that can be read safely; nothing in it was executed. Only safetensors files and "
             f"pickled dictionaries of tensors are read ({reason})."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(type(key) is str and isinstance(state[key], Tensor) for key in state):
         raise UserError(f"{path} does not hold a dictionary of tensors.")
     return state
 
 
+def _check_types(state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
+    """Raise UserError if weights are of another type of numbers, as a quantized model's integers are.
+
+    What is a whole number in the model itself, such as a count or an index, is passed over.
+    """
+    wrong = [
+        f"{key} ({str(value.dtype).removeprefix('torch.')})"
+        for key, value in state.items()
+        if own[key].is_floating_point() and value.dtype not in WEIGHT_TYPES
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} holds weights of a type that cannot be used: {_shortened(wrong)}. Save it in "
+            f"{', '.join(str(kind).removeprefix('torch.') for kind in WEIGHT_TYPES)}."
+        )
+
+
 def _options_from(state: dict[str, Tensor]) -> dict[str, object]:
     """What the checkpoint itself says about the model: its classes, and whether it pools its patches."""
-    options: dict[str, object] = {"num_classes": len(state["head.weight"])} if "head.weight" in state else {}
+    head = state.get("head.weight")
+    options: dict[str, object] = {"num_classes": len(head)} if head is not None and head.ndim else {}
     if "fc_norm.weight" in state and "norm.weight" not in state:
         options["global_pool"] = "avg"
     return options
@@ -173,7 +223,7 @@ def _options_from(state: dict[str, Tensor]) -> dict[str, object]:
 def _load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Load `state`, in its authors' layout or timm's, or say which keys and shapes differ."""
     to_timm_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    with suppress(AttributeError, KeyError, ValueError, RuntimeError):  # another architecture's: named below
+    with suppress(Exception):  # what a filter makes of another architecture's; named below
         state = to_timm_layout(state, model) if to_timm_layout else state
     own = model.state_dict()
     differences = {
@@ -188,7 +238,11 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
     if any(differences.values()):
         said = "; ".join(f"{_shortened(keys)} {what}" for what, keys in differences.items() if keys)
         raise UserError(f"{path} does not fit {type(model).__name__} {_name_of(model)}: {said}.")
-    model.load_state_dict(state)
+    _check_types(state, own, path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # sparse ones, or without values
+        raise UserError(f"{path} holds weights that cannot be used: {cut(str(error), 500)}") from error
 
 
 def _shortened(keys: list[str], most: int = 4) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitsal.benchmark import PLAIN
+from vitsal.errors import printable
 from vitsal.models import denormalize
 from vitsal.sheets import SLIDE, fit_text, picture_size, show_picture, write_titles
 
@@ -37,6 +38,7 @@ def use_slide_style() -> None:
             "figure.dpi": 60,
             "figure.constrained_layout.use": True,
             "font.size": 20,
+            "text.parse_math": False,  # names of files and models may hold dollar signs
             "axes.titlesize": 20,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -96,13 +98,13 @@ def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], r
     write_titles(axes[0], titles, width)
     for axis, name in zip(axes[:, 0], row_names, strict=False):
         text, size = fit_text(name, height)
-        axis.set_ylabel(text, fontsize=size)
+        axis.set_ylabel(text, fontsize=size, parse_math=False)
     return figure
 
 
 def shorten(name: str, most: int) -> str:
     """A name that fits beside a picture: its middle left out where it is longer than `most` characters."""
-    half = (most - 1) // 2
+    name, half = printable(name), (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from vitsal.errors import UserError, check_choice, suggestion
+from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_choice, check_whole, quoted, suggestion
 
 KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
@@ -63,6 +63,9 @@ PART_TYPES: dict[str, tuple[type, ...]] = {
     "keep_ratios": (list, tuple),
     "limit": (int,),
 }
+
+COUNTS = ("limit", "train_limit", "epochs", "student_width", "batch_size", "repeats")
+RANGES = {name: (1, LARGEST_COUNT) for name in COUNTS} | {"seed": (0, LARGEST_SEED)}  # of every notebook's
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
@@ -146,7 +149,7 @@ def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type
         types: the parameters that there are, and their types.
 
     Raises:
-        UserError: an unknown parameter, with the known ones; a value of a wrong type.
+        UserError: an unknown parameter, with the known ones; a value of a wrong type, or out of its range.
     """
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name, value in given.items():
@@ -155,7 +158,9 @@ def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type
         kinds = types[name] if isinstance(types[name], tuple) else (types[name],)
         if type(value) not in kinds:
             said = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise UserError(f"Parameter {name!r} cannot be {value!r}: it takes {said}.")
+            raise UserError(f"Parameter {name!r} cannot be {quoted(value)}: it takes {said}.")
+        if name in RANGES and value is not None:
+            check_whole(f"parameter {name!r}", value, *RANGES[name])
     return given
 
 

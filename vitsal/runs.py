@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from vitsal.errors import UserError, suggestion
+from vitsal.errors import UserError, cut, suggestion
+from vitsal.files import write_whole
 
 NOTEBOOK_NAME = re.compile(r"(\d\d)_.+\.ipynb")
 HEADLINES = "headlines.json"
@@ -51,7 +53,8 @@ def run_notebooks(
         The output folder.
 
     Raises:
-        UserError: a parameter that none of the notebooks has, or a cell that failed: the notebook, the cell, the error.
+        UserError: a damaged notebook, a parameter that none of them has, or a cell that failed: the notebook, the cell,
+            the error.
     """
     output = Path(output or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))).resolve()
     given = {path: _parameters_for(path, parameters or {}) for path in notebooks}
@@ -64,12 +67,30 @@ def run_notebooks(
 
 
 def _parameters_for(notebook: Path, parameters: Mapping[str, object]) -> dict[str, object]:
-    known = papermill.inspect_notebook(str(notebook))
+    known = _parameters_of(notebook)
     return {name: value for name, value in parameters.items() if name in known}
 
 
+def _parameters_of(notebook: Path) -> list[str]:
+    """Names of the parameters that a notebook has.
+
+    Raises:
+        UserError: it is damaged, or no notebook.
+    """
+    try:
+        nbformat.validate(nbformat.read(notebook, as_version=4))
+        return list(papermill.inspect_notebook(str(notebook)))
+    except OSError:
+        raise
+    except Exception as error:  # whatever the readers raise over what is no notebook
+        raise UserError(
+            f"{notebook} cannot be read as a notebook: {cut(str(error).partition(chr(10))[0])}. It may be damaged: "
+            "fetch it anew (git checkout), or remove it."
+        ) from error
+
+
 def _check_all_used(parameters: Mapping[str, object], given: Mapping[Path, Mapping[str, object]]) -> None:
-    known = sorted({name for path in given for name in papermill.inspect_notebook(str(path))})
+    known = sorted({name for path in given for name in _parameters_of(path)})
     for name in parameters:
         if name not in known:
             raise UserError(
@@ -90,13 +111,28 @@ def _execute(notebook: Path, executed: Path, parameters: Mapping[str, object]) -
 
 
 def save_headlines(output_dir: str | Path, notebook: str, numbers: Mapping[str, object]) -> None:
-    """Add a notebook's headline numbers, text -> value, to `headlines.json` in its output folder."""
-    path = Path(output_dir, HEADLINES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**read_headlines(output_dir), notebook: dict(numbers)}, indent=1) + "\n")
+    """Add a notebook's headline numbers, text -> value, to `headlines.json` in its output folder.
+
+    Raises:
+        UserError: the file that is there is damaged; it is left as it is.
+    """
+    whole = json.dumps({**read_headlines(output_dir), notebook: dict(numbers)}, indent=1) + "\n"
+    write_whole(Path(output_dir, HEADLINES), lambda path: path.write_text(whole))
 
 
 def read_headlines(output_dir: str | Path) -> dict[str, dict[str, object]]:
-    """The headline numbers that the notebooks of one run left: notebook -> text -> value."""
+    """The headline numbers that the notebooks of one run left: notebook -> text -> value.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = Path(output_dir, HEADLINES)
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        headlines = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and run the notebooks again.") from error
+    if not isinstance(headlines, dict) or not all(isinstance(numbers, dict) for numbers in headlines.values()):
+        raise UserError(f"{path} holds no headline numbers; remove it, and run the notebooks again.")
+    return headlines

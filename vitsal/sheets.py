@@ -93,7 +93,7 @@ def write_titles(axes: Iterable[Axes], titles: Iterable[str], width: float) -> N
     """Write a title over each of these axes, which are `width` inches wide."""
     for axis, title in zip(axes, titles, strict=True):
         text, size = fit_text(title, width)
-        axis.set_title(text, fontsize=size)
+        axis.set_title(text, fontsize=size, parse_math=False)  # a name may hold dollar signs
 
 
 def fit_text(text: str, width: float) -> tuple[str, float]:

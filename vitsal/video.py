@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vitsal.errors import UserError, check_number, suggestion
-from vitsal.files import check_folder, write_whole
+from vitsal.files import check_folder, check_output, write_whole
 from vitsal.identity import describe, differences
 from vitsal.video_files import (
     ENCODER,
@@ -92,10 +92,7 @@ def _check_request(
     if output.suffix.lower() not in FORMATS:
         near = suggestion(output.suffix.lower(), FORMATS)
         raise UserError(f"{output}: the output's name must end with one of {', '.join(FORMATS)}.{near}")
-    if output.resolve() == source.resolve() or (output.exists() and output.samefile(source)):
-        raise UserError(f"The output {output} is the source itself; name another file.")
-    if output.is_dir():
-        raise UserError(f"The output {output} is a folder; name a file.")
+    check_output(output, source)
     if not columns:
         raise UserError("There is no column to draw; name one guide at least.")
     check_number("strength of the heat map", strength, 0, 1 + 1e-9, open_end="high")
