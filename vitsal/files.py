@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -69,3 +71,22 @@ def check_folder(path: str | Path) -> None:
     """Raise UserError if `path` is there and is no folder."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{path} is a file, and a folder is needed; name another.")
+
+
+def read_json(path: str | Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: its file.
+        advice: a sentence that says what to do where it cannot be read.
+
+    Raises:
+        UserError: there is none, or it is damaged, nested too deeply, or no object.
+    """
+    try:
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}). {advice}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} cannot be read (it holds no JSON object). {advice}")
+    return value
