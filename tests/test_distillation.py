@@ -323,6 +323,8 @@ def test_damaged_checkpoint_is_named_and_not_gone_on_from(maps, undisturbed, tmp
 @pytest.mark.parametrize("plain", [True, False], ids=["plain pickle", "torch's"])
 def test_no_code_of_a_checkpoint_is_executed(maps, undisturbed, tmp_path, name, plain):
     """Even where somebody has made the checksums anew: accelerate gets the file, and must not execute it."""
+    pickle.loads(pickle.dumps(Hostile(tmp_path / "marker")))
+    (tmp_path / "marker").unlink()  # so it would
     shutil.copytree(undisturbed[2], tmp_path / "copy")
     state, path = tmp_path / "copy" / "epoch-0005", tmp_path / "copy" / "checkpoint.json"
     with (state / name).open("wb") as file:
