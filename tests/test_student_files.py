@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from contextlib import suppress
 from multiprocessing import get_context
 
 import pytest
@@ -151,6 +152,18 @@ def test_config_of_something_else(saved, tmp_path, changed):
 def rewrite(folder, change):
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors")
+
+
+def test_no_flipped_bit_of_the_weights_is_used(saved, tmp_path):
+    shutil.copytree(saved / "transformer", tmp_path / "copy")
+    weights, used = tmp_path / "copy" / "model.safetensors", []
+    content = weights.read_bytes()
+    for place in range(0, len(content), 61):
+        weights.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with suppress(UserError):
+            load_student(tmp_path / "copy")
+            used.append(place)
+    assert used == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and one writer at a time."""
+"""Files that are whole or not there, one writer at a time, and checksums."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from vitsal.errors import UserError
 
@@ -90,3 +93,12 @@ def read_json(path: str | Path, advice: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} cannot be read (it holds no JSON object). {advice}")
     return value
+
+
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
+    """Eight hexadecimal digits that tell tensors, with their names and what is said about them, from damaged ones."""
+    names = [(name, str(values.dtype), *values.shape) for name, values in sorted(tensors.items())]
+    value = zlib.crc32(json.dumps([names, sorted((about or {}).items())]).encode())
+    for _, values in sorted(tensors.items()):
+        value = zlib.crc32(values.flatten().contiguous().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from vitsal.augmentation import random_views, warp
 from vitsal.errors import UserError
-from vitsal.files import check_folder, read_json, write_whole
+from vitsal.files import check_folder, checksum, read_json, write_whole
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.identity import data_fingerprint, describe, differences, question_hash
 from vitsal.images import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
@@ -233,7 +233,7 @@ def write_shard(folder: Path, shard: Shard) -> None:
     metadata = {name: str(value) for name, value in shard.claim._asdict().items()}
     metadata["skipped"] = json.dumps(shard.skipped)
     tensors = {"images": shard.images, "maps": shard.maps}
-    metadata["checksum"] = _checksum(tensors, metadata)
+    metadata["checksum"] = checksum(tensors, metadata)
     write_whole(folder / shard.claim.file, partial(save_file, tensors, metadata=metadata))
 
 
@@ -249,7 +249,7 @@ def _read_shard(path: Path, claim: Claim | None = None) -> Shard:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in ("images", "maps")}
-        if metadata.pop("checksum") != _checksum(tensors, metadata):
+        if metadata.pop("checksum") != checksum(tensors, metadata):
             raise _DamagedError("damaged")
         said = Claim(metadata["maps"], *(int(metadata[part]) for part in ("view", "first", "total")))
         shard = Shard(said, skipped=json.loads(metadata["skipped"]), **tensors)
@@ -289,14 +289,6 @@ def _read_all(folder: Path) -> Iterator[Shard]:
             yield _read_shard(path, claim)
     except _DamagedError as damage:
         raise UserError(f"{path} is {damage}: cache the maps again, which computes it alone.") from damage
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    about = [(name, str(values.dtype), *values.shape) for name, values in sorted(tensors.items())]
-    value = zlib.crc32(json.dumps([about, sorted(metadata.items())]).encode())
-    for _, values in sorted(tensors.items()):
-        value = zlib.crc32(values.contiguous().view(torch.uint8).numpy(), value)
-    return f"{value:08x}"
 
 
 class CachedMaps(Dataset):

@@ -14,21 +14,21 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitsal.errors import UserError, suggestion
-from vitsal.files import locked, read_json
+from vitsal.files import checksum, locked, read_json
 from vitsal.identity import weights_fingerprint
 
 ARCHITECTURES = ("convnet", "transformer")
 CELL = 4  # pixels of the input on each side of one cell of the grid, by default
 LARGEST = {"grid_size": 256, "input_size": 1024, "width": 1024}  # what a config.json may ask memory for
-UNFINISHED = ".unfinished"
+UNFINISHED, WEIGHTS = ".unfinished", "model.safetensors"
 EMBEDDED_STUDENTS = Path(__file__).parent / "embedded" / "students"
 MODEL_CARD = """---
 {{ card_data }}
@@ -112,20 +112,34 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
         """Names that timm's optimizer factory exempts from weight decay."""
         return {"position", "network.tokens.pos_embed"}
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What the mixin calls; its own would not write a checksum."""
+        weights = {name: values.detach().cpu().clone() for name, values in self.state_dict().items()}
+        save_file(weights, save_directory / WEIGHTS, {"format": "pt", "checksum": checksum(weights)})
+
     @classmethod
     def _load_as_safetensor(cls, model: Student, model_file: str, *options: Any) -> Student:
-        """The mixin's, which would convert whole numbers to weights, and take any that are not finite."""
-        expected = model.state_dict()
-        try:
-            weights = load_file(model_file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{model_file} is damaged, or not there: {error}") from error
+        """The mixin's, which would take weights that are damaged, whole numbers, or not finite."""
+        weights, expected = _read_weights(model_file), model.state_dict()
         for name, values in weights.items():
             if name in expected and values.is_floating_point() != expected[name].is_floating_point():
                 raise UserError(f"its weights {name} are of the type {str(values.dtype).removeprefix('torch.')}")
             if not values.isfinite().all():
                 raise UserError(f"its weights {name} are not finite")
         return super()._load_as_safetensor(model, model_file, *options)
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    """Weights that fit their file's checksum; older files have none."""
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            promised = (file.metadata() or {}).get("checksum")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, or not there: {error}") from error
+    if promised and promised != checksum(weights):
+        raise UserError(f"{path} is damaged")
+    return weights
 
 
 def _whole(what: str, numbers: Sequence[int]) -> tuple[int, ...]:
