@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import broadcast_object_list
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -246,12 +247,25 @@ class _Training:
         self.history = pd.concat([self.history, pd.DataFrame([row])], ignore_index=True)
         self.checkpoints.save(self.history, self.student)
 
-    def alone(self) -> AbstractContextManager:
-        """Hold the output folder, where the main process writes: of two trainings the second is refused."""
-        folder = self.checkpoints.folder
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the output folder, where the main process writes; a second training is refused, on each process.
+
+        Raises:
+            UserError: another run holds it.
+        """
+        folder, refused = self.checkpoints.folder, [""]
         check_folder(folder)
-        busy = f"Another run is training in {folder}. Wait for it, or name another output."
-        return locked(folder, busy=busy) if self.accelerator.is_main_process else nullcontext()
+        with ExitStack() as held:
+            if self.accelerator.is_main_process:
+                try:
+                    busy = f"Another run is training in {folder}. Wait for it, or name another output."
+                    held.enter_context(locked(folder, busy=busy))
+                except UserError as error:
+                    refused = [str(error)]
+            if said := broadcast_object_list(refused)[0]:
+                raise UserError(said)
+            yield
 
     def resume(self) -> None:
         """Go on from the output folder's checkpoint, if there is one."""
