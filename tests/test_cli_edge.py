@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from vitsal import cli
 from vitsal.errors import UserError, check_number, check_whole, tell
-from vitsal.files import LONGEST_NAME, check_output, check_output_folder
 from vitsal.options import find_device, parse_image_size, parse_ratios, parse_run_arguments, parse_value
+from vitsal.outputs import LONGEST_NAME, check_output, check_output_folder
 
 MODEL = "vitsal_digits_guide"
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from vitsal import cli
+from vitsal.files import locked
 from vitsal.students import load_student
 
 TARGET = "vitsal_digits_target_drop"
@@ -214,10 +215,19 @@ def test_folders_that_hold_something_else(fail, trained, tmp_path):
     output, maps, _ = trained
     assert "holds another training (recipe: " in fail(train_student(output, maps, epochs=5))
     assert "holds maps made by other settings (limit: 41 there, 40 now)" in fail(train_student(output, maps, limit=40))
+    other_size = fail(train_student(output, maps, cell=4, epochs=4))
+    assert "holds maps made by other settings (image_size: [56, 56] there, [112, 112] now)" in other_size
+    assert "holds another training (maps: " in fail(train_student(output, tmp_path / "maps", cell=4, epochs=4))
     (tmp_path / "notes").write_text("these are my notes")
     assert "notes" in fail(train_student(output, tmp_path / "notes"))
     assert "notes" in fail(train_student(tmp_path / "notes", maps))
     assert (tmp_path / "notes").read_text() == "these are my notes"
+
+
+def test_folder_that_another_run_is_training_in(fail, trained):
+    output, maps, _ = trained
+    with locked(output):
+        assert f"Another run is training in {output}. Wait for it" in fail(train_student(output, maps, epochs=4))
 
 
 def test_learning_rate_that_is_far_too_high(fail, trained, tmp_path):

@@ -1,24 +1,36 @@
 """Training students: they learn, the same from the same seed, and go on after a stop as if nothing had been."""
 
 import copy
+import json
 import math
+import pickle
+import shutil
+import time
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
 import torch
+from helpers import randomise
 from scipy.stats import spearmanr
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from vitsal import distillation
+from vitsal import checkpoints, distillation
+from vitsal.checkpoints import Checkpoints
 from vitsal.data import open_data
-from vitsal.distillation import DivergedError, Recipe, distill
+from vitsal.distillation import DivergedError, Recipe, describe_training, distill
 from vitsal.errors import UserError
+from vitsal.files import locked
 from vitsal.guides import RolloutGuide
+from vitsal.identity import question_hash
 from vitsal.losses import LOSSES
 from vitsal.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.models import load_model, model_transform
-from vitsal.students import load_student, new_student
+from vitsal.students import load_student, new_student, save_student
 
 RECIPE = Recipe(epochs=5, batch_size=36, learning_rate=1e-2)  # of 161 images 144 are for training: 4 steps an epoch
 PLAIN = replace(RECIPE, epochs=2, geometry=False, colours=0.0)  # images as they are
@@ -266,6 +278,172 @@ def test_another_training_is_refused_and_left_alone(maps, undisturbed):
     ):
         train(maps, output, student=new("transformer"))
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+class Hostile:
+    """Pickled, it would write a file; whoever unpickles it without care does so."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.write_text, (self.marker, "executed")
+
+
+STATES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl"]
+
+
+def assert_refused_and_left_alone(maps, folder, said):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"{said}.* Remove .* to train from the start, or name another output"):
+        train(maps, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "hostile"])
+def test_damaged_checkpoint_is_named_and_not_gone_on_from(maps, undisturbed, tmp_path, name, damage):
+    shutil.copytree(undisturbed[2], tmp_path / "copy")
+    state, marker = tmp_path / "copy" / "epoch-0005" / name, tmp_path / "marker"
+    content = state.read_bytes()
+    middle = len(content) // 2
+    if damage == "gone":
+        state.unlink()
+    elif damage == "hostile":
+        torch.save({"state": Hostile(marker)}, state)
+    else:
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        state.write_bytes({"bit": flipped, "cut": content[:middle]}[damage])
+    said = "missing" if damage == "gone" else "damaged"
+    assert_refused_and_left_alone(maps, tmp_path / "copy", f"epoch-0005/{name} is {said}")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", STATES[1:])
+@pytest.mark.parametrize("plain", [True, False], ids=["plain pickle", "torch's"])
+def test_no_code_of_a_checkpoint_is_executed(maps, undisturbed, tmp_path, name, plain):
+    """Even where somebody has made the checksums anew: accelerate gets the file, and must not execute it."""
+    pickle.loads(pickle.dumps(Hostile(tmp_path / "marker")))
+    (tmp_path / "marker").unlink()  # so it would
+    shutil.copytree(undisturbed[2], tmp_path / "copy")
+    state, path = tmp_path / "copy" / "epoch-0005", tmp_path / "copy" / "checkpoint.json"
+    with (state / name).open("wb") as file:
+        (pickle.dump if plain else torch.save)({"state": Hostile(tmp_path / "marker")}, file)
+    pointer = json.loads(path.read_text())
+    pointer["files"] = checkpoints._checksums(state)
+    del pointer["checksum"]
+    path.write_text(json.dumps(pointer | {"checksum": question_hash(pointer)}))
+    with suppress(UserError):
+        train(maps, tmp_path / "copy")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{half", "[1]", "[" * 100_000, "{}", '{"history": ' + "9" * 5000 + "}"])
+def test_damaged_pointer_is_named(maps, undisturbed, tmp_path, content):
+    shutil.copytree(undisturbed[2], tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoint.json").write_text(content)
+    assert_refused_and_left_alone(maps, tmp_path / "copy", "checkpoint.json (cannot be read|is damaged)")
+
+
+def test_no_flipped_bit_of_the_pointer_is_used(maps, undisturbed, tmp_path):
+    """A history with another divergence would choose another student; not one bit in twenty goes unnoticed."""
+    shutil.copytree(undisturbed[2], tmp_path / "copy")
+    path = tmp_path / "copy" / "checkpoint.json"
+    accelerator, content = distillation.accelerator_for(RECIPE), path.read_bytes()
+    about = json.loads(content)["about"]
+    read = Checkpoints(tmp_path / "copy", about, accelerator)._read_pointer
+    whole, unnoticed = read(), []
+    for place in range(0, len(content), 20):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with suppress(UserError):
+            unnoticed += [place] if read() != whole else []  # of a space between two values nothing depends
+    assert unnoticed == []
+
+
+def test_missing_and_foreign_files_of_a_checkpoint(maps, undisturbed, tmp_path):
+    shutil.copytree(undisturbed[2], tmp_path / "copy")
+    (tmp_path / "copy" / "epoch-0005" / "custom_checkpoint_0.pkl").write_text("these are my notes")
+    assert_refused_and_left_alone(maps, tmp_path / "copy", "custom_checkpoint_0.pkl is damaged, or none of this")
+    shutil.rmtree(tmp_path / "copy" / "epoch-0005")
+    assert_refused_and_left_alone(maps, tmp_path / "copy", "epoch-0005/.* is missing")
+
+
+def test_damaged_history_is_written_again(maps, undisturbed, tmp_path):
+    shutil.copytree(undisturbed[2], tmp_path / "copy")
+    (tmp_path / "copy" / "history.csv").write_text("these are my notes")
+    train(maps, tmp_path / "copy")
+    assert (tmp_path / "copy" / "history.csv").read_bytes() == (undisturbed[2] / "history.csv").read_bytes()
+
+
+def test_second_training_in_one_folder_is_refused(maps, undisturbed, tmp_path):
+    refused = []
+
+    def train_too(history):
+        with pytest.raises(UserError, match=rf"Another run is training in {tmp_path}. Wait for it, or name another"):
+            train(maps, tmp_path)
+        refused.append(len(history))
+
+    history = train(maps, tmp_path, on_epoch=train_too)
+    assert refused == [1, 2, 3, 4, 5]
+    pd.testing.assert_frame_equal(lessons(history), lessons(undisturbed[1]))
+
+
+def hold(folder, ready):
+    with locked(folder):
+        ready.set()
+        time.sleep(60)
+
+
+def test_lock_of_a_killed_training_is_free_at_once(maps, tmp_path):
+    context = get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready))
+    other.start()
+    ready.wait(30)
+    with pytest.raises(UserError, match="Another run is training"):
+        train(maps, tmp_path, replace(RECIPE, epochs=1))
+    other.kill()
+    other.join()
+    assert len(train(maps, tmp_path, replace(RECIPE, epochs=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"input_size": (56, 56)}, r"'input_size': \[28, 28\].* there, .*'input_size': \[56, 56\].* now"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"'mean': \[0.48.* there, .*'mean': \[0.5, 0.5, 0.5\].* now"),
+        ({"width": 8}, r"'width': 4.* there, .*'width': 8.* now"),
+    ],
+)
+def test_training_goes_on_with_no_other_student(maps, undisturbed, options, said):
+    with pytest.raises(UserError, match=rf"holds another training \(student: .*{said}"):
+        train(maps, undisturbed[2], student=new(**options))
+
+
+def test_other_starting_weights_are_another_training(maps, tmp_path, monkeypatch):
+    """timm's hub stands still: what would be fetched is made here, twice."""
+    plain = timm.create_model
+    for seed in (1, 2):
+        fetch = lambda name, pretrained=False, **options: randomise(plain(name, **options), seed)  # noqa: E731, B023
+        monkeypatch.setattr(timm, "create_model", fetch)
+        student = new_student("resnet10t", (14, 14), pretrained=True, input_size=(28, 28))
+        save_student(student, tmp_path / f"{seed}")
+    descriptions = []
+    for start in (1, 1, 2):
+        descriptions.append(describe_training(load_student(tmp_path / f"{start}"), maps, RECIPE)["student"]["start"])
+    assert descriptions[0] == descriptions[1] != descriptions[2]
+    assert describe_training(new(seed=1), maps, RECIPE) == describe_training(new(seed=2), maps, RECIPE)
+    assert student.start != "" != load_student(tmp_path / "1").start
+    assert new().start == ""
+
+
+def test_maps_that_are_damaged_after_all_are_not_learnt(maps, tmp_path):
+    shutil.copytree(maps, tmp_path / "maps")
+    shard = tmp_path / "maps" / "view0-000000000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:])
+    with pytest.raises(UserError, match=f"{shard.name} is damaged: cache the maps again"):
+        train(tmp_path / "maps", tmp_path / "student")
 
 
 def test_loss_that_is_no_number_stops_and_leaves_what_was_learnt(maps, undisturbed, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Faithfulness: against plain loops over patches, on a model whose truth is known, and image by image."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -242,6 +244,14 @@ def test_what_cannot_be_used(tiny_vit, folder):
         score_guides(tiny_vit, guides, folder, metrics=["deletion"], limit=1, progress=False)
     with pytest.raises(UserError, match=r"guide 'flat' gives for .*png is not finite, or the same everywhere"):
         score_guides(tiny_vit, {"flat": lambda images: torch.ones(len(images), 4, 4)}, folder, progress=False)
+    with pytest.raises(UserError, match=r"guide 'fine' gives for .*png is \(8, 8\), the target's grid \(4, 4\)"):
+        score_guides(tiny_vit, {"fine": lambda images: torch.rand(len(images), 8, 8)}, folder, progress=False)
+    with pytest.raises(UserError, match="The target is in training mode"):
+        score_guides(copy.deepcopy(tiny_vit).train(), guides, folder)
+    broken = copy.deepcopy(tiny_vit)
+    broken.head.bias.data[3] = torch.nan
+    with pytest.raises(UserError, match=r"target's answer to .*png is not finite"):
+        score_guides(broken, {"random": RandomGuide((4, 4))}, folder, progress=False)
     with pytest.raises(UserError, match="Unknown guide 'chance'"):
         score_table(table_of(random=[0, 1]), over="chance")
     headless = load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=1, num_classes=0)

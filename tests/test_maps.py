@@ -2,11 +2,15 @@
 
 import re
 import shutil
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 
 import pytest
 import torch
 from helpers import assert_close, noise_image, randomise
+from PIL import Image
 from safetensors import safe_open
 
 from vitsal import maps
@@ -14,7 +18,7 @@ from vitsal.augmentation import warp
 from vitsal.data import open_data
 from vitsal.errors import UserError
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
-from vitsal.images import IndexedImages, StreamedImages
+from vitsal.images import IndexedImages, StreamedImages, spread
 from vitsal.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.models import load_model, model_transform
 
@@ -167,6 +171,91 @@ def test_damaged_shard_is_named_and_computed_again(model, dataset, whole, tmp_pa
     assert contents(tmp_path / "maps") == contents(whole)
 
 
+def test_no_flipped_bit_is_used(whole, tmp_path):
+    """A bit of each byte of a shard's header, claims and skipped images included, and of every 211th after it."""
+    shutil.copytree(whole, tmp_path / "maps")
+    shard = tmp_path / "maps" / SHARDS[2]
+    content = shard.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    used = []
+    for place in [*range(header), *range(header, len(content), 211)]:
+        shard.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with suppress(UserError):
+            CachedMaps(tmp_path / "maps")
+            used.append(place)
+    assert used == []
+
+
+@pytest.fixture(scope="module")
+def other(model, dataset, tmp_path_factory):
+    """Maps of the same images by another teacher, cached at another size."""
+    path = tmp_path_factory.mktemp("other") / "maps"
+    cache_maps(RolloutGuide(model, "max", 0.5), dataset, path, replace(SETTINGS, image_size=(16, 16)), progress=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder, other: (folder / SHARDS[1]).unlink(), f"{SHARDS[1]} is missing"),
+        (lambda folder, other: (folder / SHARDS[2]).unlink(), f"{SHARDS[2]} is missing"),
+        (lambda folder, other: shutil.copy(folder / SHARDS[0], folder / SHARDS[1]), f"{SHARDS[1]} is a part of other"),
+        (lambda folder, other: shutil.copy(other / SHARDS[1], folder), f"{SHARDS[1]} is a part of other maps"),
+        (lambda folder, other: shutil.copy(other / SHARDS[0], folder), f"{SHARDS[0]} is a part of other maps"),
+    ],
+    ids=["gap", "no end", "swapped", "other teacher's", "other teacher's first"],
+)
+def test_shards_that_are_not_the_folders_own_are_refused_then_computed_again(
+    model, dataset, whole, other, tmp_path, change, said
+):
+    shutil.copytree(whole, tmp_path / "maps")
+    change(tmp_path / "maps", other)
+    with pytest.raises(UserError, match=said):
+        CachedMaps(tmp_path / "maps", "train")
+    with warnings.catch_warnings(record=True) as words:
+        assert run(model, dataset, tmp_path / "maps") in (8, 16)
+    assert [f"{said}" in str(word.message) for word in words] == ([] if "missing" in said else [True])
+    assert contents(tmp_path / "maps") == contents(whole)
+
+
+def test_settings_of_other_maps_are_refused(whole, other, tmp_path):
+    shutil.copytree(whole, tmp_path / "maps")
+    shutil.copy(other / "settings.json", tmp_path / "maps")
+    with pytest.raises(UserError, match=f"{SHARDS[0]} is a part of other maps than settings.json there says"):
+        CachedMaps(tmp_path / "maps")
+
+
+def test_shard_that_nobody_asked_for_is_not_used(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "maps")
+    shutil.copy(whole / SHARDS[0], tmp_path / "maps" / "view0-000000048.safetensors")
+    assert len(CachedMaps(tmp_path / "maps")) == COUNT
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[1, 2]", '{"views": 1e400, "batch_size": 0}', '{"limit": ' + "9" * 5000, ""]
+)
+def test_damaged_settings_are_refused(model, dataset, whole, tmp_path, content):
+    shutil.copytree(whole, tmp_path / "maps")
+    (tmp_path / "maps" / "settings.json").write_text(content)
+    for use in (lambda: CachedMaps(tmp_path / "maps"), lambda: run(model, dataset, tmp_path / "maps")):
+        with pytest.raises(UserError, match=r"settings.json|holds maps made by other settings"):
+            use()
+    assert (tmp_path / "maps" / "settings.json").read_text() == content
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_map_that_is_not_finite_is_refused_at_once(model, dataset, tmp_path, monkeypatch, value):
+    def broken(self, images):
+        maps = torch.ones(len(images), 16)
+        maps[len(images) // 2, 3] = value
+        return maps
+
+    monkeypatch.setattr(RolloutGuide, "_saliency", broken)
+    with pytest.raises(UserError, match=rf"map of {dataset.name(2)} is not finite"):
+        run(model, dataset, tmp_path, replace(SETTINGS, batch_size=4))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -225,8 +314,24 @@ def test_stream(model, dataset, whole, tmp_path):
     with pytest.raises(UserError, match=r"A stream does not tell how many images it has: give a limit"):
         run(model, stream_of(dataset), tmp_path)
     assert run(model, stream_of(dataset), tmp_path, replace(SETTINGS, limit=COUNT)) == COUNT
-    assert [contents(tmp_path)[shard] for shard in SHARDS] == [contents(whole)[shard] for shard in SHARDS]
+    assert [contents(tmp_path)[shard][1] for shard in SHARDS] == [contents(whole)[shard][1] for shard in SHARDS]
     assert run(model, stream_of(dataset), tmp_path, replace(SETTINGS, limit=COUNT)) == 0
+
+
+def test_stream_is_read_once_and_not_from_its_beginning_for_each_shard(model, dataset, whole, tmp_path):
+    read = []
+    counted = IndexedImages(lambda index: read.append(index) or dataset.read(index), str, COUNT, dataset.transform)
+    settings = replace(SETTINGS, limit=COUNT)
+    run(model, stream_of(counted), tmp_path / "maps", settings)
+    assert sorted(read) == list(range(COUNT))
+    read.clear()
+    (tmp_path / "maps" / SHARDS[0]).unlink()
+    (tmp_path / "maps" / SHARDS[2]).unlink()
+    assert run(model, stream_of(counted), tmp_path / "maps", settings) == 24
+    assert sorted(read) == list(range(COUNT))  # over the middle shard too, which a stream cannot skip
+    assert [contents(tmp_path / "maps")[shard][1] for shard in SHARDS] == [
+        contents(whole)[shard][1] for shard in SHARDS
+    ]
 
 
 def test_stream_that_ends_early(model, dataset, tmp_path):
@@ -274,6 +379,44 @@ def test_only_broken_images(model, dataset, folder, tmp_path):
         (tmp_path / "images" / name / "image.jpg").write_text("these are my notes")
     with pytest.raises(UserError, match=r"None of 2 images .*could be read; the first is a/image.jpg"):
         run(model, open_data(str(tmp_path / "images"), dataset.transform), tmp_path / "maps")
+
+
+@dataclass(frozen=True)
+class FreeGuide(CountingGuide):
+    """A teacher that costs next to nothing: how bright each patch is."""
+
+    def _saliency(self, images):
+        return images.mean(dim=1).unflatten(1, (4, 16)).unflatten(3, (4, 16)).mean(dim=(2, 4)).flatten(1) + 2
+
+
+def test_thousands_of_images_killed_in_the_middle(model, dataset, tmp_path, monkeypatch):
+    """2,500 images whose colour tells their number, in 20 shards, spread by a limit of 2,400."""
+    colour = lambda index: (index % 256, index // 256, 99)  # noqa: E731
+    read = lambda index: (Image.new("RGB", (64, 64), colour(index)), 0)  # noqa: E731
+    many = IndexedImages(read, str, 2500, dataset.transform, stamp=str)
+    settings = MapSettings((8, 8), limit=2400, batch_size=8)
+    monkeypatch.setattr(CountingGuide, "last", 1000)
+    with pytest.raises(Stopped):
+        cache_maps(FreeGuide(model), many, tmp_path / "killed", settings, progress=False)
+    monkeypatch.setattr(CountingGuide, "last", None)
+    for name in ("killed", "whole"):
+        cache_maps(FreeGuide(model), many, tmp_path / name, settings, progress=False)
+    assert CountingGuide.asked == 1000 + (2400 - 7 * 128) + 2400  # seven shards were whole
+    one, other = (list(CachedMaps(tmp_path / name)) for name in ("killed", "whole"))
+    colours = [tuple(image[:, 0, 0].tolist()) for image, _ in one]
+    assert colours == [colour(index) for index in spread(2500, 2400)]
+    for pair in zip(one, other, strict=True):
+        assert all(torch.equal(*values) for values in zip(*pair, strict=True))
+
+
+def test_two_runs_at_once_fill_one_folder(model, dataset, whole, tmp_path):
+    runs = [get_context("fork").Process(target=run, args=(model, dataset, tmp_path)) for _ in range(2)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(60)
+    assert [process.exitcode for process in runs] == [0, 0]
+    assert contents(tmp_path) == contents(whole)
 
 
 def test_two_processes_make_the_same_files_as_one(model, dataset, whole, tmp_path):

@@ -2,16 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from helpers import assert_close
-from safetensors.torch import save_file
 from test_distillation import PLAIN, new, train
 
 from vitsal.errors import UserError
+from vitsal.identity import question_hash
 from vitsal.losses import LOSSES
-from vitsal.maps import CachedMaps
+from vitsal.maps import BATCHES_PER_SHARD, CachedMaps, Claim, Shard, write_shard
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +21,13 @@ def _on_cpu(monkeypatch):
 
 
 def write_shards(folder, images, maps, views=1, size=32):
-    """The same images for each view, in shards of `size`."""
-    for view in range(views):
-        for first in range(0, len(images), size):
-            part = {"images": images[first : first + size].contiguous(), "maps": maps[first : first + size].clone()}
-            save_file(part, folder / f"view{view}-{first:09d}.safetensors")
-    (folder / "settings.json").write_text(json.dumps({}))
+    """The same images for each view, in shards of `size`, as `cache_maps` writes them."""
+    about = {"views": views, "batch_size": size // BATCHES_PER_SHARD}
+    for view, first in product(range(views), range(0, len(images), size)):
+        claim = Claim(question_hash(about), view, first, len(images))
+        part = (values[first : first + size].clone().contiguous() for values in (images, maps))
+        write_shard(folder, Shard(claim, *part, {}))
+    (folder / "settings.json").write_text(json.dumps(about))
 
 
 def numbered(count):

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -19,7 +21,9 @@ from helpers import assert_close, randomise, save_image
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
+from vitsal import video
 from vitsal.errors import UserError
+from vitsal.files import locked
 from vitsal.guides import CenterGuide, LastAttentionGuide, RolloutGuide
 from vitsal.models import load_model
 from vitsal.plotting import overlay
@@ -247,7 +251,7 @@ def test_killed_run_goes_on_to_the_same_frames(tmp_path, monkeypatch):
     monkeypatch.setenv("SLOW", "0.1")
     killed = start_python("test_video.draw_slowly(*sys.argv[1:])", source, tmp_path / "killed.mp4")
     deadline = time.monotonic() + 120
-    while not (tmp_path / "killed.mp4.parts" / "000000.nut").exists() and time.monotonic() < deadline:
+    while not list(tmp_path.glob("killed.mp4.parts/000000-*.nut")) and time.monotonic() < deadline:
         assert killed.poll() is None
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
@@ -265,6 +269,120 @@ def test_killed_run_goes_on_to_the_same_frames(tmp_path, monkeypatch):
     assert times == new_times
     assert sound_of(tmp_path / "killed.mp4") == sound_of(tmp_path / "whole.mp4")
     assert not list(tmp_path.glob("*.parts"))
+
+
+class Stopped(Exception):
+    """As a machine that goes down stops a run, but for this process."""
+
+
+@dataclass(frozen=True)
+class CountingGuide(CenterGuide):
+    """Counts the frames that it sees, and stops after so many."""
+
+    seen = 0
+    last = None
+
+    def __call__(self, images):
+        if CountingGuide.last and CountingGuide.seen + len(images) > CountingGuide.last:
+            raise Stopped
+        CountingGuide.seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def stopped(tmp_path, model, monkeypatch):
+    """Draws a film of two parts and a half, and says how many frames the guide saw; it was stopped in the third part.
+
+    Parts are of eight frames here.
+    """
+    monkeypatch.setattr(video, "SEGMENT", 8)
+
+    def draw(name="b.mp4", last=None, **options):
+        monkeypatch.setattr(CountingGuide, "seen", 0)
+        monkeypatch.setattr(CountingGuide, "last", last)
+        columns = {"c": Column(CountingGuide((2, 2)), model)}
+        with suppress(Stopped):
+            draw_on_video(tmp_path / "a.mp4", tmp_path / name, columns, progress=False, batch_size=4, **options)
+        return CountingGuide.seen - 1  # the first frame tells how many panels there are
+
+    write_film(tmp_path / "a.mp4", 20)
+    assert draw("whole.mp4") == 20
+    assert draw(last=18) == 16
+    return draw
+
+
+def flip_a_bit(first, second):
+    content = first.read_bytes()
+    first.write_bytes(one_bit_flipped(content, len(content) // 2))
+
+
+def one_bit_flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def swap(first, second):
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+
+
+@pytest.mark.parametrize(
+    ("damage", "drawn_again"),
+    [
+        (lambda first, second: None, 0),
+        (flip_a_bit, 1),
+        (lambda first, second: first.write_bytes(first.read_bytes()[:-100]), 1),
+        (lambda first, second: first.write_bytes(b""), 1),
+        (lambda first, second: first.write_bytes(b"#EXTM3U\n#EXTINF:10,\n/etc/hostname\n#EXT-X-ENDLIST\n"), 1),
+        (lambda first, second: first.write_bytes(second.read_bytes()), 1),
+        (lambda first, second: second.rename(second.with_name(second.name.replace("000001", "000000"))), 1),
+        (swap, 2),
+    ],
+    ids=["nothing", "bit", "cut", "empty", "playlist", "twice", "renamed", "swapped"],
+)
+def test_damaged_parts_are_drawn_again(tmp_path, stopped, damage, drawn_again):
+    parts = sorted(tmp_path.glob("b.mp4.parts/*.nut"))
+    assert [part.name[:6] for part in parts] == ["000000", "000001"]
+    damage(*parts)
+    with warnings.catch_warnings(record=True) as words:
+        assert stopped() == 4 + drawn_again * 8
+    said = [str(word.message) for word in words]
+    assert all("is damaged, or a part of something else, and is drawn again" in word for word in said)
+    assert len(said) == drawn_again
+    (whole, times), (resumed, new_times) = frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "b.mp4")
+    assert np.array_equal(whole, resumed)
+    assert times == new_times
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_part_of_another_job_is_not_put_into_the_film(tmp_path, stopped):
+    """The same film drawn fainter, stopped too: its first part, under its own name, in place of ours."""
+    stopped("faint.mp4", last=18, strength=0.1)
+    theirs = next(tmp_path.glob("faint.mp4.parts/000000-*.nut"))
+    next(tmp_path.glob("b.mp4.parts/000000-*.nut")).unlink()
+    theirs.rename(tmp_path / "b.mp4.parts" / theirs.name)
+    (tmp_path / "b.mp4.parts" / "zzz.nut").write_text("these are my notes")
+    with pytest.warns(UserWarning, match=rf"{theirs.name} is damaged, or a part of something else"):
+        assert stopped() == 4 + 8
+    assert np.array_equal(frames_of(tmp_path / "whole.mp4")[0], frames_of(tmp_path / "b.mp4")[0])
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "[]", '{"strength": ' + "9" * 5000 + "}"])
+def test_damaged_settings_of_parts_are_refused(tmp_path, stopped, content):
+    (tmp_path / "b.mp4.parts" / "settings.json").write_text(content)
+    with pytest.raises(UserError, match=r"settings.json cannot be read .*Delete it, or name another output"):
+        stopped()
+    assert len(list(tmp_path.glob("b.mp4.parts/*.nut"))) == 2
+
+
+def test_second_run_that_draws_the_same_film_is_refused(tmp_path, stopped):
+    """A stopped run's parts are there; while another process holds them, nobody else goes on with them."""
+    with locked(tmp_path / "b.mp4.parts" / "drawing"):
+        with pytest.raises(UserError, match=r"Another run is drawing .*b.mp4. Wait for it, or name another output"):
+            stopped()
+        assert CountingGuide.seen == 1  # the first frame
+    assert stopped() == 4
+    assert np.array_equal(frames_of(tmp_path / "whole.mp4")[0], frames_of(tmp_path / "b.mp4")[0])
 
 
 def print_peak(source, output):
@@ -286,7 +404,7 @@ def test_another_jobs_parts_are_left_alone(tmp_path, columns):
     source, output = write_film(tmp_path / "a.mp4", 3), tmp_path / "b.mp4"
     parts = tmp_path / "b.mp4.parts"
     save_image(parts / "mine.png")
-    with pytest.raises(UserError, match=r"another job's parts .its settings.json cannot be read"):
+    with pytest.raises(UserError, match=r"settings.json cannot be read .*another job's parts"):
         draw_on_video(source, output, columns, progress=False)
     (parts / "settings.json").write_text('{"strength": 0.1}')
     with pytest.raises(UserError, match=r"another job's parts .*strength: 0.1 there, 0.6 now"):

@@ -1,15 +1,16 @@
 """Checkpoints of a training: one per whole epoch, a pointer to the last, and the best student so far.
 
-The pointer is written last and whole, so that a kill at any moment leaves a checkpoint to go on from.
+The pointer is written last and whole, so that a kill at any moment leaves a checkpoint to go on from. It has checksums
+of the checkpoint's files, and of itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import pandas as pd
 from accelerate import Accelerator
 
 from vitsal.errors import UserError
-from vitsal.files import check_folder, write_whole
-from vitsal.identity import differences
-from vitsal.students import Student, save_student
+from vitsal.files import check_folder, read_json, write_whole
+from vitsal.identity import differences, question_hash
+from vitsal.students import Student, write_student
 
 POINTER = "checkpoint.json"
 HISTORY = "history.csv"
@@ -50,10 +51,12 @@ class Checkpoints:
 
     def _point_to(self, state: Path, history: pd.DataFrame, student: Student) -> None:
         if history.kl.idxmin() == len(history) - 1:
-            save_student(student, self.folder)
+            write_student(student, self.folder)
         pointer = {"state": state.name, "about": self.about, "history": history.to_dict("records")}
+        pointer["files"] = _checksums(state)
+        pointer["checksum"] = question_hash(pointer)
         write_whole(self.folder / POINTER, lambda path: path.write_text(json.dumps(pointer, indent=1)))
-        write_whole(self.folder / HISTORY, partial(history.to_csv, index=False))
+        self._write_history(history)
         for old in set(self.folder.glob("epoch-*")) - {state}:
             shutil.rmtree(old)
 
@@ -61,14 +64,57 @@ class Checkpoints:
         """Take up the last state, if there is one; returns the history, empty at the start.
 
         Raises:
-            UserError: the folder holds another training; it is left as it is.
+            UserError: the folder holds another training, or a damaged one; it is left as it is.
         """
         check_folder(self.folder)
-        path = self.folder / POINTER
-        if not path.is_file():
+        if not (self.folder / POINTER).exists():
             return pd.DataFrame()
-        pointer = json.loads(path.read_text())
+        pointer = self._read_pointer()
         if said := differences(pointer["about"], json.loads(json.dumps(self.about))):
             raise UserError(f"{self.folder} holds another training ({said}). Name another output, or remove it.")
-        self.accelerator.load_state(str(self.folder / pointer["state"]))
-        return pd.DataFrame(pointer["history"])
+        self._load_state(self.folder / pointer["state"], pointer["files"])
+        history = pd.DataFrame(pointer["history"])
+        if self.accelerator.is_main_process:
+            self._write_history(history)
+        return history
+
+    def _read_pointer(self) -> dict[str, Any]:
+        path = self.folder / POINTER
+        pointer = read_json(path, self._advice)
+        whole = pointer.pop("checksum", "") == question_hash(pointer)
+        if not whole or pointer.keys() != {"state", "about", "history", "files"}:
+            raise UserError(f"{path} is damaged. {self._advice}")
+        return pointer
+
+    def _load_state(self, state: Path, checksums: Mapping[str, str]) -> None:
+        """Give accelerate what it has saved, and nothing else; it unpickles plain values and tensors only."""
+        there = _checksums(state)
+        for name in sorted(there.keys() | checksums.keys()):
+            if name not in there:
+                raise UserError(f"{state / name} is missing. {self._advice}")
+            if there[name] != checksums.get(name):
+                raise UserError(f"{state / name} is damaged, or none of this training's. {self._advice}")
+        try:
+            self.accelerator.load_state(str(state))
+        except Exception as error:  # whatever accelerate and torch say of what they cannot read
+            raise UserError(f"{state} cannot be read ({error}). {self._advice}") from error
+
+    def _write_history(self, history: pd.DataFrame) -> None:
+        """Write the history for people to read, where what is there is not the same."""
+        path, text = self.folder / HISTORY, history.to_csv(index=False)
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_whole(path, lambda part: part.write_bytes(text.encode()))
+
+    @property
+    def _advice(self) -> str:
+        return f"Remove {self.folder} to train from the start, or name another output."
+
+
+def _checksums(state: Path) -> dict[str, str]:
+    """Name of each file of a state -> the first 16 hexadecimal digits of its SHA-256."""
+    return {path.name: _checksum(path) for path in sorted(state.glob("*")) if path.is_file()}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -22,7 +22,6 @@ from vitsal.data import open_data
 from vitsal.distillation import Recipe, accelerator_for, distill
 from vitsal.errors import LARGEST_SEED, check_choice, tell
 from vitsal.evaluation import DropExperiment
-from vitsal.files import check_output, check_output_folder
 from vitsal.guides import GUIDES, make_guide
 from vitsal.losses import LOSSES
 from vitsal.maps import TEACHERS, MapSettings, cache_maps, maps_folder
@@ -48,6 +47,7 @@ from vitsal.options import (
     taken_options,
 )
 from vitsal.outcomes import COLUMNS, Outcomes
+from vitsal.outputs import check_output, check_output_folder
 from vitsal.processes import make_accelerator
 from vitsal.students import ARCHITECTURES, CELL, Student, load_student, load_students, new_student
 

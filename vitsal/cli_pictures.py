@@ -21,7 +21,7 @@ from vitsal.classes import Prediction
 from vitsal.data import open_data
 from vitsal.errors import LARGEST_COUNT, check_choice, printable
 from vitsal.exploration import Exploration
-from vitsal.files import check_output, check_output_folder, write_whole
+from vitsal.files import write_whole
 from vitsal.guides import METHODS, Guide, make_guide
 from vitsal.images import Batch, batches, open_images, warn_of_skipped
 from vitsal.models import grid_size, load_model, model_transform
@@ -41,6 +41,7 @@ from vitsal.options import (
     load_sized_model,
     taken_options,
 )
+from vitsal.outputs import check_output, check_output_folder
 from vitsal.plotting import (
     overlay,
     plot_attention_distances,

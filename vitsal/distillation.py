@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import broadcast_object_list
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -23,6 +25,7 @@ from vitsal.augmentation import jitter_colours, random_views, warp
 from vitsal.checkpoints import Checkpoints
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.fidelity import fidelity
+from vitsal.files import check_folder, locked
 from vitsal.identity import question_hash
 from vitsal.losses import LOSSES
 from vitsal.maps import CachedMaps, read_settings
@@ -108,25 +111,27 @@ def distill(
         `vitsal.fidelity.fidelity` over the validation images, and seconds.
 
     Raises:
-        UserError: grids of student and maps that differ; a batch that cannot be split; or `output` holds
-            another training.
+        UserError: grids of student and maps that differ; a batch that cannot be split; maps that are damaged; or
+            `output` holds another training or a damaged one, or another run is training there.
         DivergedError: the loss is no finite number.
     """
     training = _Training(student, Path(maps), Path(output), recipe, accelerator or accelerator_for(recipe))
-    training.resume()
-    if training.epochs_done:
-        on_epoch(training.history)
-    with training.progress_bar(progress) as bar:
-        while not training.finished:
-            training.train_epoch(bar)
-            training.validate_and_save(bar)
+    with training.alone():
+        training.resume()
+        if training.epochs_done:
             on_epoch(training.history)
+        with training.progress_bar(progress) as bar:
+            while not training.finished:
+                training.train_epoch(bar)
+                training.validate_and_save(bar)
+                on_epoch(training.history)
     return training.history
 
 
 def describe_training(student: Student, maps: str | Path, recipe: Recipe) -> dict[str, Any]:
     """What a training is made of: only trainings of the same are ever continued."""
-    return {"recipe": asdict(recipe), "student": student.summary, "maps": read_settings(maps)}
+    pupil = {**student.configuration, "start": student.start or "random weights"}
+    return {"recipe": asdict(recipe), "student": pupil, "maps": read_settings(maps)}
 
 
 def training_folder(root: str | Path, student: Student, maps: str | Path, recipe: Recipe) -> Path:
@@ -241,6 +246,26 @@ class _Training:
         }
         self.history = pd.concat([self.history, pd.DataFrame([row])], ignore_index=True)
         self.checkpoints.save(self.history, self.student)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the output folder, where the main process writes; a second training is refused, on each process.
+
+        Raises:
+            UserError: another run holds it.
+        """
+        folder, refused = self.checkpoints.folder, [""]
+        check_folder(folder)
+        with ExitStack() as held:
+            if self.accelerator.is_main_process:
+                try:
+                    busy = f"Another run is training in {folder}. Wait for it, or name another output."
+                    held.enter_context(locked(folder, busy=busy))
+                except UserError as error:
+                    refused = [str(error)]
+            if said := broadcast_object_list(refused)[0]:
+                raise UserError(said)
+            yield
 
     def resume(self) -> None:
         """Go on from the output folder's checkpoint, if there is one."""

@@ -30,13 +30,14 @@ import torch
 from quantus import ROAD, FaithfulnessCorrelation, PixelFlipping
 from quantus.helpers.model.pytorch_model import PyTorchModel
 from scipy.stats import bootstrap
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vitsal.comparison import REPEATS
 from vitsal.errors import UserError, check_choice
 from vitsal.guides import Guide
 from vitsal.images import Batch, IndexedImages, StreamedImages, batches, spread, warn_of_skipped
+from vitsal.models import grid_size
 from vitsal.occlusion import Fill, PatchSwitches, hide_grey, hide_smoothly, switch_off
 
 ROAD_PERCENT = (10, 30, 50)  # of the patches filled; a larger hole has nothing around it to be filled from
@@ -142,8 +143,8 @@ def score_guides(
         Tidy values: image, guide, metric, hidden (share of the patches), value.
 
     Raises:
-        UserError: no guide, an unknown metric, no classifier, fewer than two images, or a map that is not finite or
-            the same everywhere.
+        UserError: no guide, an unknown metric, no classifier, a target in training mode, fewer than two images, answers
+            that are not finite, or a map that is not on the target's grid, not finite or the same everywhere.
     """
     if not guides or not metrics:
         raise UserError("Faithfulness needs at least one guide and one metric.")
@@ -151,6 +152,8 @@ def score_guides(
         check_choice("metric", name, METRICS)
     if not target.num_classes:
         raise UserError("The target has no classifier, so no answer to be faithful to; choose one with a head.")
+    if target.training:
+        raise UserError("The target is in training mode, in which its answers are random; call its eval() first.")
     rows, skipped = [], {}
     total = limit if isinstance(dataset, StreamedImages) else len(spread(len(dataset), limit))
     with tqdm(desc="faithfulness", total=total, unit="image", mininterval=1, disable=not progress) as bar:
@@ -173,12 +176,12 @@ def _score_batch(
     images = batch.images.to(next(target.parameters()).device)
     maps = {guide: make(images).cpu().double().numpy() for guide, make in guides.items()}
     with torch.no_grad():
-        categories = target(images).argmax(dim=1).tolist()
+        categories = _check_answers(target(images), batch.names).argmax(dim=1).tolist()
     for index, (name, category) in enumerate(zip(batch.names, categories, strict=True)):
         switches = {fill: PatchSwitches(target, images[[index]], fill) for fill in (hide_grey, hide_smoothly)}
         rows = []
         for guide, metric in product(guides, metrics):
-            saliency = _check_map(maps[guide][index], guide, name)
+            saliency = _check_map(maps[guide][index], guide, name, grid_size(target, images))
             with _library_seed(zlib.crc32(name.encode(), seed)):
                 answers = METRICS[metric].ask(switches[METRICS[metric].fill], category, saliency)
             rows += [(name, guide, metric, hidden, value) for hidden, value in answers.items()]
@@ -186,7 +189,20 @@ def _score_batch(
         yield rows
 
 
-def _check_map(saliency: np.ndarray, guide: str, image: str) -> np.ndarray:
+def _check_answers(logits: Tensor, names: Sequence[str]) -> Tensor:
+    for name, finite in zip(names, logits.isfinite().all(dim=1).tolist(), strict=True):
+        if not finite:
+            raise UserError(
+                f"The target's answer to {name} is not finite: its weights, or its precision, are at fault."
+            )
+    return logits
+
+
+def _check_map(saliency: np.ndarray, guide: str, image: str, grid: tuple[int, int]) -> np.ndarray:
+    if saliency.shape != tuple(grid):
+        raise UserError(
+            f"The map that guide {guide!r} gives for {image} is {saliency.shape}, the target's grid {grid}."
+        )
     if np.isfinite(saliency).all() and np.ptp(saliency) > 0:
         return saliency
     raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from uuid import uuid4
 
 import torch
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from vitsal.images import IndexedImages, StreamedImages, spread
 
@@ -49,6 +50,15 @@ def _settings(model: nn.Module) -> dict[str, Any]:
         return model.configuration
     config = resolve_model_data_config(model)
     return {"global_pool": getattr(model, "global_pool", None)} | {part: config[part] for part in ("mean", "std")}
+
+
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
+    """Eight hexadecimal digits that tell tensors, with their names and what is said about them, from damaged ones."""
+    names = [(name, str(values.dtype), *values.shape) for name, values in sorted(tensors.items())]
+    value = zlib.crc32(json.dumps([names, sorted((about or {}).items())]).encode())
+    for _, values in sorted(tensors.items()):
+        value = zlib.crc32(values.flatten().contiguous().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
 
 
 def describe_transform(transform: Callable) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,15 +14,21 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitsal.errors import UserError, suggestion
+from vitsal.files import locked, read_json
+from vitsal.identity import checksum, weights_fingerprint
 
 ARCHITECTURES = ("convnet", "transformer")
 CELL = 4  # pixels of the input on each side of one cell of the grid, by default
+LARGEST = {"grid_size": 256, "input_size": 1024, "width": 1024}  # what a config.json may ask memory for
+UNFINISHED, WEIGHTS = ".unfinished", "model.safetensors"
 EMBEDDED_STUDENTS = Path(__file__).parent / "embedded" / "students"
 MODEL_CARD = """---
 {{ card_data }}
@@ -46,8 +53,11 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
         mean, std: normalisation of the pixels, per channel.
         lesson: what it was taught (teacher, method, data, loss), for the record; plain values.
 
+    Attributes:
+        start: fingerprint of the weights that it starts from, where they are not random: two starts, two trainings.
+
     Raises:
-        UserError: unknown architecture, or an input size that it cannot take.
+        UserError: unknown architecture, sizes or a normalisation that are none, or an input size that it cannot take.
 
     Example:
         >>> Student("convnet", grid_size=(14, 10))(torch.rand(2, 3, 56, 40)).shape
@@ -65,9 +75,11 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
         lesson: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.architecture, self.lesson = architecture, lesson or {}
-        self.grid_size = tuple(grid_size)
-        self.input_size = tuple(input_size or (CELL * cells for cells in self.grid_size))
+        self.architecture, self.lesson, self.start = architecture, lesson or {}, ""
+        self.grid_size = _whole("grid_size", grid_size)
+        self.input_size = _whole("input_size", input_size or [CELL * cells for cells in self.grid_size])
+        (self.width,) = _whole("width", [width])
+        _check_scale(mean, std)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.network = _make_network(architecture, self.grid_size, self.input_size, width)
@@ -83,6 +95,13 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
         return logits.flatten(1).softmax(dim=1).view_as(logits)
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """All that its answers depend on besides its weights, as plain values."""
+        sizes = {"grid_size": list(self.grid_size), "input_size": list(self.input_size), "width": self.width}
+        scale = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return {"architecture": self.architecture, **sizes, **scale}
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What kind of student this is, as plain values."""
         parameters = sum(values.numel() for values in self.parameters())
@@ -92,6 +111,51 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
     def no_weight_decay(self) -> set[str]:
         """Names that timm's optimizer factory exempts from weight decay."""
         return {"position", "network.tokens.pos_embed"}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What the mixin calls; its own would not write a checksum."""
+        weights = {name: values.detach().cpu().clone() for name, values in self.state_dict().items()}
+        save_file(weights, save_directory / WEIGHTS, {"format": "pt", "checksum": checksum(weights)})
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Student, model_file: str, *options: Any) -> Student:
+        """The mixin's, which would take weights that are damaged, whole numbers, or not finite."""
+        weights, expected = _read_weights(model_file), model.state_dict()
+        for name, values in weights.items():
+            if name in expected and values.is_floating_point() != expected[name].is_floating_point():
+                raise UserError(f"its weights {name} are of the type {str(values.dtype).removeprefix('torch.')}")
+            if not values.isfinite().all():
+                raise UserError(f"its weights {name} are not finite")
+        return super()._load_as_safetensor(model, model_file, *options)
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    """Weights that fit their file's checksum; older files have none."""
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            promised = (file.metadata() or {}).get("checksum")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, or not there: {error}") from error
+    if promised and promised != checksum(weights):
+        raise UserError(f"{path} is damaged")
+    return weights
+
+
+def _whole(what: str, numbers: Sequence[int]) -> tuple[int, ...]:
+    """Whole numbers in the range that `what` may have; sizes are two."""
+    numbers = tuple(numbers)
+    fine = all(type(number) is int and 0 < number <= LARGEST[what] for number in numbers)
+    if fine and len(numbers) == (1 if what == "width" else 2):
+        return numbers
+    wanted = "a whole number" if what == "width" else "two whole numbers"
+    raise UserError(f"A student's {what} must be {wanted} from 1 to {LARGEST[what]}; got {list(numbers)}.")
+
+
+def _check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
+    values = [*mean, *std]
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, values)) or min(std) <= 0:
+        raise UserError(f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}.")
 
 
 def _make_network(architecture: str, grid_size: tuple[int, int], input_size: tuple[int, int], width: int) -> nn.Module:
@@ -263,18 +327,28 @@ def new_student(architecture: str, grid_size: Sequence[int], *, pretrained: bool
     scale = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(architecture).to_dict())
     student = Student(architecture, grid_size, mean=scale["mean"], std=scale["std"], **options)
     student.network.backbone = make_backbone(architecture, student.input_size, pretrained=True)
+    student.start = weights_fingerprint(student.network.backbone)
     return student
 
 
 def save_student(student: Student, folder: str | Path) -> None:
-    """Save a student so that a kill leaves each file old or new, and never half."""
+    """Save a student so that a kill leaves each file old or new, and never half; of two writers one waits."""
+    with locked(folder):
+        write_student(student, folder)
+
+
+def write_student(student: Student, folder: str | Path) -> None:
+    """`save_student` for whoever holds the folder's lock; what a killed one has left is removed."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
         student.save_pretrained(unfinished)
-        for path in sorted(Path(unfinished).iterdir()):
+        for path in sorted(unfinished.iterdir()):
             path.chmod(0o644)
             os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def load_student(name: str | Path, device: str | torch.device = "cpu") -> Student:
@@ -295,6 +369,8 @@ def load_student(name: str | Path, device: str | torch.device = "cpu") -> Studen
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{path} is no student: it holds no config.json beside model.safetensors.")
     try:
+        if path.is_dir():
+            read_json(path / "config.json", "It may be damaged.")
         with redirect_stdout(io.StringIO()):  # the mixin prints that it reads a folder
             student = Student.from_pretrained(str(path if path.is_dir() else name), strict=True)
     except Exception as error:  # whatever a foreign config.json makes of the arguments, or the hub of the name
@@ -304,6 +380,7 @@ def load_student(name: str | Path, device: str | torch.device = "cpu") -> Studen
             f"{str(name)!r} is no student ({reason}). Give a folder or a hub name that holds config.json and "
             f"model.safetensors as `vitsal train-student` writes them, or an embedded one: {known}."
         ) from error
+    student.start = weights_fingerprint(student)
     return student.eval().to(device)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -13,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vitsal.errors import UserError, check_number, suggestion
-from vitsal.files import check_folder, check_output, write_whole
-from vitsal.identity import describe, differences
+from vitsal.files import check_folder, locked, read_json, write_whole
+from vitsal.identity import describe, differences, question_hash
+from vitsal.outputs import check_output
 from vitsal.video_files import (
     ENCODER,
     FORMATS,
@@ -30,6 +34,7 @@ from vitsal.video_files import (
 )
 from vitsal.video_panels import Column, draw_frames
 
+SETTINGS = "settings.json"
 SEGMENT = 128  # frames per part: what a kill may cost
 WIDEST = 16384  # pixels, as libx264 takes them
 GIF_WIDTH = 480  # pixels
@@ -50,8 +55,9 @@ def draw_on_video(
 
     The whole video is decoded once before anything is drawn, so that damage is known at the start. Frames are drawn in
     parts of 128 in the folder `<output>.parts`; killed and started again, it goes on after the last whole part, and
-    gives the same frames. At the end the parts and the source's sound are put together without coding them again.
-    Subtitles are left out. Of an odd number of rows or columns of pixels the last is left out.
+    gives the same frames; a part that was damaged, or is of another job, is drawn again. At the end the parts and the
+    source's sound are put together without coding them again. Subtitles are left out. Of an odd number of rows or
+    columns of pixels the last is left out.
 
     Args:
         source: anything that FFmpeg decodes.
@@ -67,7 +73,7 @@ def draw_on_video(
 
     Raises:
         UserError: no such file, no video or a damaged one, an output that cannot be written so, no column, a number out
-            of range, or a parts folder that another job has left.
+            of range, a parts folder that another job has left, or another run that draws the same output.
     """
     source, output = Path(source), Path(output)
     _check_request(source, output, columns, strength, width, batch_size)
@@ -78,9 +84,12 @@ def draw_on_video(
     size = _panel_size(film, draw, width)
     options = {"strength": strength, "names": names, "size": size, "every": every, "batch_size": batch_size}
     parts = output.with_name(f"{output.name}.parts")
-    _claim(parts, _job(source, columns, options))
-    _draw_parts(film, parts, partial(draw, size=size), every, batch_size, progress)
-    assemble(film, parts, output)
+    job = _job(source, columns, options)
+    _check_claim(parts, job)
+    with locked(parts / "drawing", busy=f"Another run is drawing {output}. Wait for it, or name another output."):
+        _claim(parts, job)
+        assemble(film, _draw_parts(film, parts, partial(draw, size=size), job, progress), output)
+        shutil.rmtree(parts)
     return output
 
 
@@ -129,43 +138,69 @@ def _job(source: Path, columns: Mapping[str, Column], options: Mapping[str, obje
     return json.loads(json.dumps(job))
 
 
-def _claim(parts: Path, job: Mapping[str, object]) -> None:
-    """Note in the folder of parts what it is for.
-
-    Raises:
-        UserError: it is for something else; it is left alone.
-    """
+def _check_claim(parts: Path, job: Mapping[str, object]) -> None:
+    """Raise UserError if a folder of parts is for something else than this job; it is left alone."""
     check_folder(parts)
-    settings = parts / "settings.json"
-    if settings.exists() or (parts.exists() and any(not path.match("settings.json*") for path in parts.iterdir())):
-        try:
-            unlike = differences(json.loads(settings.read_text()), job)
-        except (OSError, ValueError, AttributeError):
-            unlike = "its settings.json cannot be read"
-        if unlike:
+    settings = parts / SETTINGS
+    known = (f"{SETTINGS}*", "drawing.lock")
+    if settings.exists() or (parts.exists() and any(not any(map(path.match, known)) for path in parts.iterdir())):
+        advice = f"So {parts} holds another job's parts, or damaged ones. Delete it, or name another output."
+        if unlike := differences(read_json(settings, advice), job):
             raise UserError(f"{parts} holds another job's parts ({unlike}). Delete it, or name another output.")
-    write_whole(settings, lambda path: path.write_text(json.dumps(job, indent=2)))
+
+
+def _claim(parts: Path, job: Mapping[str, object]) -> None:
+    """Note in the folder of parts what it is for."""
+    write_whole(parts / SETTINGS, lambda path: path.write_text(json.dumps(job, indent=2)))
 
 
 def _draw_parts(
     film: Film,
     parts: Path,
     draw: Callable[[Sequence[np.ndarray]], np.ndarray],
-    every: int,
-    batch_size: int,
+    job: Mapping[str, object],
     progress: bool,
-) -> None:
-    """Write the parts that are not there yet."""
-    pictures = islice(pictures_of(film), 0, None, every)
-    total = -(-film.frames // every)
+) -> list[Path]:
+    """Write the parts that are not there yet, or are not whole; returns all, in order."""
+    pictures = islice(pictures_of(film), 0, None, job["every"])
+    total, paths = -(-film.frames // job["every"]), []
     with tqdm(desc="video", total=total, unit="frame", mininterval=1, disable=not progress) as bar:
-        for first in range(0, total, SEGMENT):
-            path, segment = parts / f"{first // SEGMENT:06d}.nut", islice(pictures, SEGMENT)
-            if path.exists():
+        for number in range(-(-total // SEGMENT)):
+            segment = islice(pictures, SEGMENT)
+            path = _whole_part(parts, number, job)
+            if path:
                 bar.update(sum(1 for _ in segment))
             else:
-                drawn = _drawn(film, segment, draw, batch_size, bar)
-                write_whole(path, partial(encode, film=film, pictures=drawn))
+                drawn = _drawn(film, segment, draw, job["batch_size"], bar)
+                path = _write_part(parts, number, job, partial(encode, film=film, pictures=drawn))
+            paths.append(path)
+    return paths
+
+
+def _whole_part(parts: Path, number: int, job: Mapping[str, object]) -> Path | None:
+    """The part of this number, if it is there with the seal that its name tells; others are removed, with a word."""
+    whole = None
+    for path in sorted(parts.glob(f"{number:06d}-*.nut")):
+        if path.stem == f"{number:06d}-{_seal(path, number, job)}":
+            whole = path
+        else:
+            warnings.warn(f"{path} is damaged, or a part of something else, and is drawn again.", stacklevel=4)
+            path.unlink()
+    return whole
+
+
+def _write_part(parts: Path, number: int, job: Mapping[str, object], save: Callable[[Path], None]) -> Path:
+    """Write a part under its number and its seal."""
+    unsealed = parts / f"{number:06d}.unsealed"
+    save(unsealed)
+    return unsealed.replace(parts / f"{number:06d}-{_seal(unsealed, number, job)}.nut")
+
+
+def _seal(path: Path, number: int, job: Mapping[str, object]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of job, number and content: what a part is, and that it is whole."""
+    claim = f"{question_hash(job)} {number} ".encode()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.sha256(claim)).hexdigest()[:16]
 
 
 def _drawn(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import io
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from vitsal.video_panels import resized
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
 ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+PART = "nut"  # read as this and nothing else: playlists, say, refer to other files
 GIF_RATE = 10  # frames per second
 TIMED_FORMATS = ("mp4", "matroska", "avi")  # their headers tell how long the video is
 MISSING_SECONDS = 0.25  # a video that ends so much before its header's duration is cut short
@@ -58,14 +58,14 @@ class Film:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file and its video stream.
+def _opened(path: Path, kind: str | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A file and its video stream; of a kind, such as a part's, or of whatever it looks like.
 
     Raises:
         UserError: it cannot be opened, or has no moving pictures; a cover picture in a sound file is none.
     """
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), format=kind, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a video: {_reason(error)}. It may be damaged or cut short."
@@ -83,14 +83,14 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _decoded(path: Path) -> Iterator[av.VideoFrame]:
+def _decoded(path: Path, kind: str | None = None) -> Iterator[av.VideoFrame]:
     """All frames of a video, in the order in which they are shown.
 
     Raises:
         UserError: a frame is damaged, or the file ends before the time that its header gives.
     """
     number, shown, reached = 0, Fraction(0), Fraction(0)
-    with _opened(path) as (container, video):
+    with _opened(path, kind) as (container, video):
         try:
             for packet in container.demux(video, *container.streams.audio):
                 reached = max(reached, _end(packet))
@@ -182,7 +182,7 @@ def to_array(frame: av.VideoFrame, film: Film) -> np.ndarray:
 def encode(path: Path, film: Film, pictures: Iterable[tuple[int, np.ndarray]]) -> None:
     """Write one part. Without B-frames packets leave the encoder in the order of the frames."""
     ticks: deque[int] = deque()
-    with av.open(str(path), "w", format="nut") as container:
+    with av.open(str(path), "w", format=PART) as container:
         stream = None
         for tick, picture in pictures:
             stream = stream or _add_video(container, film, picture.shape)
@@ -219,19 +219,18 @@ def _mux(container: OutputContainer, packets: Iterable[av.Packet], ticks: deque[
         container.mux(packet)
 
 
-def assemble(film: Film, parts: Path, output: Path) -> None:
-    """Put the parts together as the output, and remove them."""
-    paths, whole = sorted(parts.glob("*.nut")), parts / f"whole{output.suffix.lower()}"
+def assemble(film: Film, paths: Sequence[Path], output: Path) -> None:
+    """Put parts, in this order, together as the output."""
+    whole = paths[0].with_name(f"whole{output.suffix.lower()}")
     (_write_gif if is_gif(output) else _remux)(film, paths, whole)
     os.replace(whole, output)
-    shutil.rmtree(parts)
 
 
 def _remux(film: Film, paths: Sequence[Path], whole: Path) -> None:
     kind = FORMATS[whole.suffix]
     index_first = {} if kind == "matroska" else {"movflags": "+faststart"}
     with av.open(str(whole), "w", format=kind, options=index_first) as target, _opened(film.path) as (source, _):
-        with av.open(str(paths[0])) as part:
+        with _opened_part(paths[0]) as part:
             video = target.add_stream_from_template(part.streams.video[0])
         tracks = {stream.index: target.add_stream_from_template(stream) for stream in source.streams.audio}
         pictures, sound = _picture_packets(paths, video, film), _sound_packets(source, tracks)
@@ -239,9 +238,13 @@ def _remux(film: Film, paths: Sequence[Path], whole: Path) -> None:
             target.mux(packet)
 
 
+def _opened_part(path: Path) -> InputContainer:
+    return av.open(str(path), format=PART)
+
+
 def _picture_packets(paths: Sequence[Path], video: VideoStream, film: Film) -> Iterator[av.Packet]:
     for path in paths:
-        with av.open(str(path)) as part:
+        with _opened_part(path) as part:
             for packet in part.demux(video=0):
                 if packet.dts is not None:
                     packet.duration = round(film.step * film.time_base / packet.time_base)
@@ -261,7 +264,7 @@ def _write_gif(film: Film, paths: Sequence[Path], whole: Path) -> None:
     last = round(100 * film.every(GIF_RATE) / film.rate)
     with av.open(str(whole), "w", format="gif", options={"final_delay": str(last)}) as target:
         stream, start = None, None
-        for frame in chain.from_iterable(map(_decoded, paths)):
+        for frame in chain.from_iterable(_decoded(path, PART) for path in paths):
             picture, seconds = frame.to_ndarray(format="rgb24"), frame.pts * frame.time_base
             if stream is None:
                 stream, start = target.add_stream("gif", rate=100), seconds
