@@ -126,9 +126,10 @@ def _json(change: Callable[[list[tuple], random.Random], None]) -> Damage:
 
     def damage(lines: list[bytes], rng: random.Random) -> None:
         number = rng.randrange(len(lines))
-        record = json.loads(lines[number])
+        seal, brace, text = lines[number].partition(b"{")
+        record = json.loads(brace + text)
         change(list(_numbers(record)), rng)
-        lines[number] = json.dumps(record).encode() + b"\n"
+        lines[number] = seal + json.dumps(record).encode() + b"\n"
 
     damage.__name__ = change.__name__
     return _lines(damage)
@@ -154,12 +155,12 @@ def other_type(places: list[tuple], rng: random.Random) -> None:
 
 BYTES = {flip_bit: 5, cut: 3, zero_block: 2, empty: 1, put_folder: 1, put_foreign: 2}
 JOURNAL = BYTES | {
-    flip_bit: 24, change_digit: 16, cut: 10, zero_block: 4, put_foreign: 2, swap_lines: 6, drop_line: 6, double_line: 6,
-    shorten_line: 6, break_line: 6, add_foreign: 6, swap_values: 16, out_of_range: 12, other_type: 8,
+    flip_bit: 18, change_digit: 14, cut: 10, zero_block: 4, put_foreign: 2, swap_lines: 6, drop_line: 6, double_line: 6,
+    shorten_line: 6, break_line: 6, add_foreign: 6, swap_values: 10, out_of_range: 8, other_type: 6,
 }  # fmt: skip
 TABLE = BYTES | {
-    flip_bit: 14, change_digit: 10, cut: 6, swap_cells: 10, swap_lines: 2, drop_line: 2, double_line: 3, break_line: 3,
-    shorten_line: 3,
+    flip_bit: 10, change_digit: 8, swap_cells: 8, swap_lines: 1, drop_line: 1, double_line: 2, break_line: 2,
+    shorten_line: 2,
 }  # fmt: skip
 SETTINGS = {flip_bit: 6, cut: 3, zero_block: 2, empty: 1, put_folder: 1, put_foreign: 1}
 HEADLINES = {cut: 3, zero_block: 3, empty: 1, put_folder: 1, put_foreign: 1}  # its numbers are whatever they are

@@ -11,13 +11,16 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import typer
 from matplotlib import pyplot as plt
 
 from vitsal import cli
 
+get_command = cache(typer.main.get_command)  # which typer makes anew for each call, in most of the time that one takes
 PATIENCE = 10  # seconds that a command may take over something that it has to refuse
 
 
@@ -57,7 +60,7 @@ def vitsal(arguments: Sequence[object]) -> Answer:
     out, err = io.StringIO(), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     start = time.monotonic()
     argv = patch.object(sys, "argv", ["vitsal", *map(str, arguments)])
-    with argv, redirect_stdout(out), redirect_stderr(err):
+    with argv, patch.object(typer.main, "get_command", get_command), redirect_stdout(out), redirect_stderr(err):
         code = outcome(cli.main)
     plt.close("all")
     return Answer(code, out.getvalue(), err.buffer.getvalue().decode(), time.monotonic() - start)

@@ -192,7 +192,7 @@ STATES = {
     ),
     "student": State(make_student, use_student, {"student/config.json": SETTINGS, "student/model.safetensors": BYTES}),
     "video parts": State(
-        make_parts, draw_video, {"out.mp4.parts/000001.nut": BYTES, "out.mp4.parts/settings.json": SETTINGS}
+        make_parts, draw_video, {"out.mp4.parts/000001*.nut": BYTES, "out.mp4.parts/settings.json": SETTINGS}
     ),
     "headlines": State(make_headlines, lambda folder: repr(read_headlines(folder)), {"headlines.json": HEADLINES}),
 }
