@@ -37,14 +37,14 @@ def goes_wrong(state, folder, damaged, right):
     def go_on():
         try:
             found.append(state.again(folder))
-        except UserError as error:
+        except (UserError, OSError) as error:  # of the system's own errors the command line makes a sentence
             found.append(error)
 
     ended = outcome(go_on)
     if ended != 0:
         return f"ended with {ended}"
     (answer,) = found
-    if isinstance(answer, UserError):
+    if isinstance(answer, Exception):
         named = any(part in str(answer) for part in (damaged.name, damaged.parent.name, str(folder)))
         return "" if named else f"does not name the file: {answer}"
     return "" if answer == right else "another result, and no word of it"
