@@ -23,6 +23,7 @@ from vitsal.guides import CenterGuide, RandomGuide, RolloutGuide
 from vitsal.images import IndexedImages
 from vitsal.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.models import load_model, model_transform
+from vitsal.outcomes import Outcomes
 from vitsal.results import add_results, results_table
 from vitsal.runs import read_headlines, save_headlines
 from vitsal.students import load_student, new_student, save_student
@@ -78,22 +79,30 @@ def weights(model: nn.Module) -> list:
     return [value.numpy() for value in model.state_dict().values()]
 
 
-def evaluate(folder: Path, *names: str, seed: int = 0) -> str:
-    """The drop curve of some guides: outcomes, and all of the table that they are added to."""
-    vit = target(seed)
-    guides = {"center": CenterGuide((2, 2)), "random": RandomGuide((2, 2)), "rollout": RolloutGuide(vit)}
+def predict(folder: Path, *names: str, seed: int = 0) -> Outcomes:
+    """The drop curve of some guides, with its journal."""
+    guides = {"center": CenterGuide((2, 2)), "random": RandomGuide((2, 2)), "rollout": RolloutGuide(target(seed))}
     chosen = {name: guides[name] for name in names or ("center", "random")}
-    outcomes = drop_curve(vit, chosen, dataset(), (1.0, 0.5), folder=folder, batch_size=8, progress=False)
-    table = add_results(results_table(outcomes, "tiny"), folder / "table.csv")
-    known = [outcomes.names, outcomes.labels.tolist(), dict(outcomes.skipped)]
-    known += [(key, classes.tolist()) for key, classes in outcomes.predictions.items()]
-    return digest(*known) + "\n" + table.sort_values(["guide", "keep_ratio"]).to_csv(index=False)
+    return drop_curve(target(seed), chosen, dataset(), (1.0, 0.5), folder=folder, batch_size=8, progress=False)
 
 
-def make_evaluated(folder: Path) -> None:
-    """A drop curve, and beside it that of another target."""
-    evaluate(folder)
-    evaluate(folder / "other", seed=1)
+def go_on(folder: Path) -> str:
+    """Every prediction, label and name of the drop curve."""
+    outcomes = predict(folder)
+    predictions = [(key, classes.tolist()) for key, classes in outcomes.predictions.items()]
+    return digest(outcomes.names, outcomes.labels.tolist(), dict(outcomes.skipped), predictions)
+
+
+def tabulate(folder: Path, *names: str) -> str:
+    """The whole table that the drop curve of some guides is added to."""
+    table = add_results(results_table(predict(folder, *names), "tiny"), folder / "table.csv")
+    return table.sort_values(["guide", "keep_ratio"]).to_csv(index=False)
+
+
+def make_journals(folder: Path) -> None:
+    """A drop curve's journal, and beside it that of another target."""
+    predict(folder)
+    predict(folder / "other", seed=1)
 
 
 def make_maps(folder: Path) -> None:
@@ -172,12 +181,9 @@ def make_headlines(folder: Path) -> None:
 
 
 STATES = {
-    "drop curve": State(
-        make_evaluated,
-        evaluate,
-        {"outcomes-*.jsonl": JOURNAL, "table.csv": TABLE, "table.parquet": BYTES},
-    ),
-    "table of earlier guides": State(evaluate, lambda folder: evaluate(folder, "rollout"), {"table.csv": TABLE}),
+    "journal": State(make_journals, go_on, {"outcomes-*.jsonl": JOURNAL}),
+    "table": State(tabulate, tabulate, {"table.csv": TABLE, "table.parquet": BYTES}),
+    "table of earlier guides": State(tabulate, lambda folder: tabulate(folder, "rollout"), {"table.csv": TABLE}),
     "maps": State(make_maps, teach_maps, {"maps/settings.json": SETTINGS, "maps/view0-000000000.safetensors": BYTES}),
     "training": State(
         make_training,
