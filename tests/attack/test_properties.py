@@ -16,7 +16,7 @@ from vitsal.images import IndexedImages, StreamedImages, batches, spread
 from vitsal.options import parse_image_size, parse_ratios, parse_value
 
 PICTURE = Image.new("RGB", (1, 1))
-quick = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 ratios = st.floats(0, 1, exclude_min=True)
 maps = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40, unique=True)
 texts = st.text(max_size=60) | st.text("[](){}:,.'\"\\+-*0123456789ejinfa_ \0\n", max_size=60)
