@@ -113,6 +113,9 @@ def test_limit(tiny_vit, dataset, guides):
 
 def test_label_outside_the_targets_classes(dataset, guides):
     five = load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=1, num_classes=5)
+    with pytest.raises(UserError, match=r"has 10 classes \(0, 1, 2, 3, 4 and 5 more\), and the target tells 5 apart"):
+        drop_curve(five, {"center": CenterGuide((4, 4))}, dataset, [0.5], progress=False)
+    dataset.num_classes = None  # as of a stream
     with pytest.raises(UserError, match=r"The data has class 9, but the target knows classes 0 to 4"):
         drop_curve(five, {"center": CenterGuide((4, 4))}, dataset, [0.5], progress=False)
 

@@ -156,9 +156,33 @@ def test_a_damaged_row_is_refused_and_left_alone(tmp_path, old, new):
     damaged(path, line, old, new)
     before = path.read_bytes()
     for touch in (read_results, partial(add_results, table)):
-        with pytest.raises(UserError, match=rf"t.csv is damaged or was changed by hand in line {line}, .* Remove it"):
+        with pytest.raises(UserError, match=rf"t.csv is damaged or .* in line {line}, .* Remove both files"):
             touch(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("lines", "said"), [([0, 1, 2, 3, 4, 4], "in line 6"), ([0, 1, 3, 4], "lacks 1 rows")])
+def test_rows_that_stand_twice_or_are_gone(tmp_path, lines, said):
+    """Each row fits its checksum."""
+    path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
+    add_results(table, path)
+    there = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(there[number] for number in lines))
+    with pytest.raises(UserError, match=f"changed by hand .*{said}"):
+        read_results(path)
+
+
+def test_a_kill_between_table_and_copy_does_no_harm(tmp_path):
+    """The table is written first, so that it has rows which the copy lacks; a copy that is damaged is made anew."""
+    path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
+    add_results(table[:2], path)
+    copy = path.with_suffix(".parquet")
+    for before in (copy.read_bytes(), b"torn"):
+        add_results(table, path)
+        copy.write_bytes(before)
+        assert len(read_results(path)) == 4
+    add_results(table, path)
+    assert len(pd.read_parquet(copy)) == 4
 
 
 def test_no_row_is_lost_when_four_write_at_once(tmp_path):

@@ -22,6 +22,7 @@ from vitsal.data import open_data
 from vitsal.distillation import Recipe, accelerator_for, distill
 from vitsal.errors import LARGEST_SEED, check_choice, tell
 from vitsal.evaluation import DropExperiment
+from vitsal.files import check_folder
 from vitsal.guides import GUIDES, make_guide
 from vitsal.losses import LOSSES
 from vitsal.maps import TEACHERS, MapSettings, cache_maps, maps_folder
@@ -269,6 +270,7 @@ def list_recipes(
     device: DeviceOption = "auto",
 ) -> None:
     """List the published experiments: their models and sizes, what is not here yet, the time they take here."""
+    check_folder(students)
     if name:
         return print_needs(recipes.choose_recipe(name), students)
     speed = requirements.measure_speed(find_device(device))

@@ -80,9 +80,8 @@ def _indexed(
     num_classes: int | None,
     folders: tuple[str, ...] = (),
 ) -> IndexedImages:
-    dataset = IndexedImages(images.read, images.name, len(images), transform, source=source, stamp=images.stamp)
-    dataset.num_classes, dataset.folders = num_classes, folders
-    return dataset
+    options = {"source": source, "stamp": images.stamp, "num_classes": num_classes, "folders": folders}
+    return IndexedImages(images.read, images.name, len(images), transform, **options)
 
 
 def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
@@ -125,9 +124,7 @@ def _open_stream(source: str, transform: Transform, split: str) -> StreamedImage
     else:
         stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
         dataset, stamp, num_classes = _Stream(stream, label), _version(stream.reader), len(stream.reader.class_to_idx)
-    images = StreamedImages(dataset, label, stamp=stamp, transform=transform)
-    images.num_classes, images.folders = num_classes or None, ()
-    return images
+    return StreamedImages(dataset, label, stamp=stamp, transform=transform, num_classes=num_classes or None)
 
 
 def _timm_stream(source: str, split: str, transform: Transform) -> IterableDataset:

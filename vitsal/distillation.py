@@ -52,7 +52,7 @@ class Recipe:
         seed: of order and augmentation.
 
     Raises:
-        UserError: unknown loss, or a learning rate that is not positive.
+        UserError: unknown loss, a learning rate that is not positive, or a batch that has not so many equal parts.
     """
 
     loss: str = "kl"
@@ -69,6 +69,11 @@ class Recipe:
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, LOSSES)
         check_number("learning rate", self.learning_rate, 0, math.inf, open_end="low")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"A batch of {self.batch_size} images cannot be split evenly into {self.accumulate} parts; choose a "
+                f"multiple of {self.accumulate}."
+            )
 
 
 class DivergedError(UserError):

@@ -22,6 +22,7 @@ from vitsal.guides import Guide
 from vitsal.identity import data_fingerprint, data_place, describe, describe_transform, question_hash, sample_keys
 from vitsal.images import IndexedImages, StreamedImages, image_loader, spread, warn_of_skipped
 from vitsal.journal import UNREADABLE, Cell, Journal, Row, journal_file
+from vitsal.labels import check_classes
 from vitsal.memory import Halving
 from vitsal.models import grid_size
 from vitsal.outcomes import Outcomes
@@ -58,7 +59,8 @@ class DropExperiment:
         limit: number of samples, spread evenly over an indexed data set, the first of a stream; None takes all.
 
     Raises:
-        UserError: no guide, no keep ratio, or one outside (0, 1]; a target, or a model in a guide, in training mode.
+        UserError: no guide, no keep ratio, or one outside (0, 1]; a target, or a model in a guide, in training mode; a
+            target without a classifier, or data whose classes cannot be its own.
     """
 
     target: nn.Module
@@ -77,6 +79,9 @@ class DropExperiment:
                 raise UserError(
                     f"The {name} is in training mode, and answers at random: call its model's eval() first."
                 )
+        if not self.target.num_classes:
+            raise UserError("The target has no classifier, so its accuracy cannot be told; choose a model with a head.")
+        check_classes(self.dataset, self.target)
 
     @cached_property
     def guide_ids(self) -> dict[str, str]:
@@ -289,9 +294,7 @@ def _same_on_all(value: Any) -> Any:
 
 
 def check_labels(labels: Tensor, target: nn.Module) -> None:
-    """Raise UserError if the target has no classifier, or not all of the classes that the data names."""
-    if not target.num_classes:
-        raise UserError("The target has no classifier, so its accuracy cannot be told; choose a model with a head.")
+    """Raise UserError if the target has not all of the classes that the data names."""
     if labels.min() < 0:
         raise UserError(
             f"The data has label {labels.min().item()}: this part of it is not labelled; choose another split."

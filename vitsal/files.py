@@ -49,7 +49,7 @@ def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
         busy: a sentence for whoever finds the lock taken, who is then refused; without one, he waits, and is told so.
 
     Raises:
-        UserError: another process holds the lock, and `busy` is given.
+        UserError: another process holds the lock, and `busy` is given; or no file can be made there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +57,8 @@ def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
     try:
         lock.acquire(timeout=0 if busy else 2)
     except Timeout:
+        if not os.path.exists(lock.lock_file):
+            raise UserError(f"Nothing can be written at {path}: the folder takes no new files.") from None
         if busy:
             raise UserError(busy) from None
         print(f"Another run is writing {path}; waiting for it.", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -178,10 +179,11 @@ class IndexedImages(Dataset):
         name: index -> the sample's name.
         length: number of samples.
         transform: PIL image -> (3, H, W).
-        labels: the source's label -> the model's, where they differ.
         source: what it was opened from.
         stamp: index -> what tells this sample's content and label from what may stand in its place another day, such as
             size and time of its file; by default a hash of its pixels, for which it is read.
+        num_classes: how many classes the labels are of, where that is known.
+        folders: names of the classes, where they are numbered in the order of their folders.
     """
 
     def __init__(
@@ -190,24 +192,24 @@ class IndexedImages(Dataset):
         name: Callable[[int], str],
         length: int,
         transform: Transform,
-        labels: dict[int, int] | None = None,
         source: str = "",
         stamp: Callable[[int], str] | None = None,
+        num_classes: int | None = None,
+        folders: tuple[str, ...] = (),
     ) -> None:
-        self.read, self.name, self.length, self.transform, self.labels = read, name, length, transform, labels
-        self.source, self.stamp = source, stamp or self._pixel_hash
+        self.read, self.name, self.length, self.transform, self.source = read, name, length, transform, source
+        self.stamp, self.num_classes, self.folders = stamp or self._pixel_hash, num_classes, folders
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
         source, label, *_ = self.read(index)
-        label = self.labels[label] if self.labels else int(label)
         try:
             image = decode(source)
         except BROKEN_IMAGE as error:
-            return Sample(index, None, label, problem=str(error))
-        return Sample(index, self.transform(image), label)
+            return Sample(index, None, int(label), problem=str(error))
+        return Sample(index, self.transform(image), int(label))
 
     def problem(self, index: int) -> str:
         """Why this sample cannot be read; '' where it can."""
@@ -215,7 +217,6 @@ class IndexedImages(Dataset):
 
     def _pixel_hash(self, index: int) -> str:
         source, label, *_ = self.read(index)
-        label = self.labels[label] if self.labels else int(label)
         try:
             image = decode(source)
         except BROKEN_IMAGE as error:
@@ -226,7 +227,7 @@ class IndexedImages(Dataset):
 class StreamedImages(IterableDataset):
     """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets.
 
-    Its samples have no names to tell it by: they are numbered. Those that cannot be read do not come out of it.
+    Its samples have no names to tell it by: they are numbered. One that cannot be read is an error.
 
     Args:
         dataset: images and labels, the images transformed.
@@ -235,7 +236,10 @@ class StreamedImages(IterableDataset):
         stamp: what tells its content from what may stand in its place another day: its shards with their sizes and
             times, say.
         transform: what was done to the images.
+        num_classes: how many classes the labels are of, where that is known.
     """
+
+    folders = ()  # a stream's classes are never numbered by folders
 
     def __init__(
         self,
@@ -245,9 +249,10 @@ class StreamedImages(IterableDataset):
         last: int | None = None,
         stamp: str = "",
         transform: Transform | None = None,
+        num_classes: int | None = None,
     ) -> None:
         self.dataset, self.source, self.first, self.last = dataset, source, first, last
-        self.stamp, self.transform = stamp, transform
+        self.stamp, self.transform, self.num_classes = stamp, transform, num_classes
 
     def __iter__(self) -> Iterator[Sample]:
         numbered = enumerate(self.dataset)
@@ -302,7 +307,8 @@ def image_loader(
         that are readable.
     """
     if isinstance(dataset, StreamedImages):
-        part = StreamedImages(dataset.dataset, dataset.source, indices.start, indices.stop)
+        part = copy(dataset)
+        part.first, part.last = indices.start, indices.stop
         return DataLoader(part, batch_size, num_workers=min(num_workers, 1), collate_fn=_collate)
     return DataLoader(Subset(dataset, indices), batch_size, num_workers=num_workers, collate_fn=_collate)
 

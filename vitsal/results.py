@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,27 @@ def read_results(path: str | Path) -> pd.DataFrame:
         table = pd.read_csv(
             path, float_precision="round_trip", dtype=COLUMN_TYPES, keep_default_na=False, na_values=[""]
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
     if list(table.columns) != RESULT_COLUMNS:
         raise UserError(f"{path} is no results table of vitsal, and is left as it is; name another, or move it.")
-    damaged = [number for number, fits in enumerate(table[CHECKSUM] == row_checksums(table), 2) if not fits]
-    if damaged:
-        raise UserError(
-            f"{path} is damaged or was changed by hand in line {', '.join(map(str, damaged))}, and is left as it is. "
-            "Remove it: the journal beside it holds what its rows were computed from."
-        )
+    _check_whole(table, path)
     return table
+
+
+def _check_whole(table: pd.DataFrame, path: Path) -> None:
+    """Raise UserError for rows that are damaged, stand twice, or are in the copy alone, which is written last."""
+    fits = (table[CHECKSUM] == row_checksums(table)) & ~table.duplicated(POINT)
+    wrong = "" if fits.all() else f"in line {', '.join(str(number + 2) for number in table.index[~fits])}"
+    with suppress(OSError, ValueError, KeyError):  # no copy, or a damaged one: it is written anew with the next row
+        copy = pd.read_parquet(path.with_suffix(".parquet"), columns=POINT)
+        lost = len(copy.merge(table[POINT], how="left", indicator=True).query("_merge == 'left_only'"))
+        wrong = wrong or (lost and f"and lacks {lost} rows that its Parquet copy has")
+    if wrong:
+        raise UserError(
+            f"{path} is damaged or was changed by hand {wrong}, and is left as it is. Remove both files: the journal "
+            "beside them holds what their rows were computed from."
+        )
 
 
 def check_same(there: pd.DataFrame, now: pd.DataFrame, path: str | Path) -> None:

@@ -127,11 +127,11 @@ def read_headlines(output_dir: str | Path) -> dict[str, dict[str, object]]:
         UserError: the file is damaged.
     """
     path = Path(output_dir, HEADLINES)
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         headlines = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and run the notebooks again.") from error
     if not isinstance(headlines, dict) or not all(isinstance(numbers, dict) for numbers in headlines.values()):
         raise UserError(f"{path} holds no headline numbers; remove it, and run the notebooks again.")
