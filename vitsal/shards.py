@@ -25,7 +25,7 @@ from vitsal.sources import file_stamp
 
 IMAGE_KEYS = ("jpg", "png", "webp")  # the endings that timm takes for images, too
 INFO_FILES = ("_info.json", "info.json")
-MOST_SHARDS = 1_000_000
+MOST_SHARDS = 100_000
 
 
 class ShardImages(IterableDataset):
