@@ -165,6 +165,7 @@ def test_labels_in_json(shards, tmp_path):
     "info",
     ["", "[", "[1]", "{}", '{"splits": 3}', '{"splits": {"validation": 3}}', "[" * 100_000]
     + [json.dumps({"splits": {"validation": {"filenames": files}}}) for files in ([], "val-0.tar", [3], None)],
+    ids=range(11),
 )
 def test_damaged_list_of_shards(shards, info):
     (shards / "_info.json").write_text(info)
