@@ -56,7 +56,7 @@ def test_patterns(shards):
         "{a,b}" * 40 + ".tar",
         "{0..9" + "9" * 400 + "}.tar",
     ):
-        with pytest.raises(UserError, match="stands for no list of 1 to 1,000,000 shards"):
+        with pytest.raises(UserError, match="stands for no list of 1 to 100,000 shards"):
             read_all(shards, endless)
 
 
@@ -138,8 +138,7 @@ def test_compressed_shards(shards, tmp_path, kind):
         ({"png": None, "cls": b"cat"}, r"it has no label that is a number \(invalid literal"),
     ],
 )
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_sample_that_cannot_be_read_is_named(shards, tmp_path, members, problem, num_workers):
+def test_sample_that_cannot_be_read_is_named(shards, tmp_path, members, problem):
     with tarfile.open(shards / "val-1.tar", "a") as tar:
         for ending, content in members.items():
             data = (tmp_path / "0.png").read_bytes() if content is None else content
@@ -147,7 +146,7 @@ def test_sample_that_cannot_be_read_is_named(shards, tmp_path, members, problem,
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     with pytest.raises(UserError, match=rf"Sample odd of the shard .*val-1\.tar cannot be read: {problem}"):
-        read_all(shards, num_workers=num_workers)
+        read_all(shards)
 
 
 def test_labels_in_json(shards, tmp_path):
@@ -165,6 +164,7 @@ def test_labels_in_json(shards, tmp_path):
     "info",
     ["", "[", "[1]", "{}", '{"splits": 3}', '{"splits": {"validation": 3}}', "[" * 100_000]
     + [json.dumps({"splits": {"validation": {"filenames": files}}}) for files in ([], "val-0.tar", [3], None)],
+    ids=range(11),
 )
 def test_damaged_list_of_shards(shards, info):
     (shards / "_info.json").write_text(info)

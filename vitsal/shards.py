@@ -6,6 +6,7 @@ webdataset itself opens `pipe:` as a shell command, and timm's reader logs what 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from vitsal.sources import file_stamp
 
 IMAGE_KEYS = ("jpg", "png", "webp")  # the endings that timm takes for images, too
 INFO_FILES = ("_info.json", "info.json")
-MOST_SHARDS = 1_000_000
+MOST_SHARDS = 100_000
 
 
 class ShardImages(IterableDataset):
@@ -114,7 +115,10 @@ def _expand(pattern: str) -> list[str]:
 
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)  # braceexpand would make each as a whole
     names = []
-    if sum(abs(int(last) - int(first)) for first, last in ranges) < MOST_SHARDS:
+    if (
+        pattern.count("{") <= math.log2(MOST_SHARDS)
+        and sum(abs(int(last) - int(first)) for first, last in ranges) < MOST_SHARDS
+    ):
         names = [name for part in pattern.split("::") for name in islice(braceexpand(part), MOST_SHARDS + 1)]
     if not 0 < len(names) <= MOST_SHARDS:
         raise UserError(f"The split {pattern!r} stands for no list of 1 to {MOST_SHARDS:,} shards.")
