@@ -250,7 +250,8 @@ def test_every_loss_teaches(maps, tmp_path, loss):
     ("changed", "said"),
     [
         ({"loss": "kll"}, "Unknown loss 'kll'. Did you mean 'kl'"),
-        ({"accumulate": 5}, "A batch of 36 images cannot be split evenly into 5 parts on 1 processes"),
+        ({"accumulate": 5}, "A batch of 36 images cannot be split evenly into 5 parts; choose"),
+        ({"batch_size": 200, "accumulate": 5}, "A batch of 144 images cannot be split evenly into 5 parts on 1 proc"),
         ({"learning_rate": -1.0}, "learning rate"),
         ({"learning_rate": float("nan")}, "learning rate"),
     ],

@@ -415,3 +415,12 @@ def test_size_without_memory():
     model = outline("vit_base_patch16_224")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert megabytes(model) == 4 * 86.567656
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tiny_vit, tmp_path, value):
+    state = tiny_vit.state_dict()
+    state["blocks.1.norm1.bias"][3] = value
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w.safetensors holds weights that are not finite: blocks.1.norm1.bias"):
+        load_model("vit_tiny_patch16_224", tmp_path / "w.safetensors", img_size=64, depth=3)

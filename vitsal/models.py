@@ -194,8 +194,8 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
-    """Raise UserError if weights are of another type of numbers, as a quantized model's integers are, or not finite.
+def _check_types(state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
+    """Raise UserError if weights are of another type of numbers, as a quantized model's integers are.
 
     What is a whole number in the model itself, such as a count or an index, is passed over.
     """
@@ -209,8 +209,6 @@ def _check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str |
             f"{path} holds weights of a type that cannot be used: {_shortened(wrong)}. Save it in "
             f"{', '.join(str(kind).removeprefix('torch.') for kind in WEIGHT_TYPES)}."
         )
-    if endless := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise UserError(f"{path} holds weights that are not finite: {_shortened(endless)}. It is damaged.")
 
 
 def _options_from(state: dict[str, Tensor]) -> dict[str, object]:
@@ -240,11 +238,13 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
     if any(differences.values()):
         said = "; ".join(f"{_shortened(keys)} {what}" for what, keys in differences.items() if keys)
         raise UserError(f"{path} does not fit {type(model).__name__} {_name_of(model)}: {said}.")
-    _check_numbers(state, own, path)
+    _check_types(state, own, path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # sparse ones, or without values
         raise UserError(f"{path} holds weights that cannot be used: {cut(str(error), 500)}") from error
+    if endless := [key for key, value in own.items() if not value.isfinite().all()]:  # loaded by now
+        raise UserError(f"{path} holds weights that are not finite: {_shortened(endless)}. It is damaged.")
 
 
 def _shortened(keys: list[str], most: int = 4) -> str:
