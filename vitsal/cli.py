@@ -42,6 +42,7 @@ from vitsal.options import (
     WorkersOption,
     data_path,
     find_device,
+    parse_counts,
     parse_ratios,
     parse_run_arguments,
     refuse_option,
@@ -50,6 +51,7 @@ from vitsal.options import (
 from vitsal.outcomes import COLUMNS, Outcomes
 from vitsal.outputs import check_output, check_output_folder
 from vitsal.processes import make_accelerator
+from vitsal.scale import real_size_cost
 from vitsal.students import ARCHITECTURES, CELL, Student, load_student, load_students, new_student
 
 BENCHMARKS = {
@@ -336,6 +338,22 @@ def benchmark(
         table = benchmarks.pipeline_cost(vit, guides, ratios, batch_size=size, repeats=repeats, precision=precision)
     print(f"{name}, batch {size}, torch {torch.__version__}, {repeats} rounds")
     print(table.to_string(index=False, float_format="{:.4f}".format))
+
+
+@app.command()
+def benchmark_data(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for journals, tables and maps.")],
+    samples: Annotated[str, typer.Option(help="Numbers of samples, with commas between them.")] = "5000,50000",
+) -> None:
+    """Time and memory of what handles data, at real size: drop curve, journal, table, maps, with hardly any model.
+
+    Made-up images, 3 guides, 4 keep ratios. Killed and started again, it goes on. Several processes: as drop-curve.
+    """
+    counts = parse_counts(samples)
+    check_output_folder(output)
+    table = real_size_cost(counts, output)
+    if make_accelerator().is_main_process:
+        print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
 def students_to_time(name: str | None, target: nn.Module) -> dict[str, Student]:

@@ -111,6 +111,15 @@ def parse_ratios(text: str) -> list[float]:
     return list(dict.fromkeys(ratios))
 
 
+def parse_counts(text: str) -> list[int]:
+    """Read numbers of samples such as "5000,50000".
+
+    Raises:
+        UserError: one of them is no whole number from 1 on.
+    """
+    return [check_whole("number of samples", parse_value(part), 1, LARGEST_COUNT) for part in text.split(",")]
+
+
 def load_sized_model(
     name: str, image_size: str | None, device: str = "auto", checkpoint: str | Path | None = None
 ) -> nn.Module:

@@ -64,6 +64,7 @@ BASE = {
     "run": {"arguments": ("1",), "notebooks": "notebooks", "output": "new/run"},
     "recipes": {"name": "large16"},
     "benchmark": {"what": "rollout", "model": MODEL, "batch_size": "1", "repeats": "1"},
+    "benchmark-data": {"samples": "3", "output": "new/benchmark"},
 }  # fmt: skip
 
 BAD = {
@@ -176,5 +177,9 @@ BAD = {
                       [*ODD, "float", "int8", "float16", "bf16", "Float32", "float64"]],
         "repeats": COUNT,
         "device": DEVICE,
+    },
+    "benchmark-data": {
+        "samples": [*COUNT, ",", "5,", "5,x", "5 6", "[5]", "True", "None", "-5", "5,0", "9" * 5_000],
+        "output": FOLDER,
     },
 }  # fmt: skip
