@@ -23,12 +23,13 @@ from vitsal.data import open_data
 from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError
 from vitsal.evaluation import ANY_GUIDE, DropExperiment, check_labels, drop_curve
-from vitsal.guides import AdaptedGuide, CenterGuide, GradientRolloutGuide, RandomGuide, RolloutGuide
+from vitsal.guides import AdaptedGuide, CenterGuide, GradientRolloutGuide, RandomGuide, RolloutGuide, StudentGuide
 from vitsal.identity import data_fingerprint, describe, weights_fingerprint
 from vitsal.memory import Halving
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import COLUMNS, summarize, wilson_interval
 from vitsal.scale import cheap_images, cheap_target
+from vitsal.students import Student
 
 RATIOS = (1.0, 0.5, 0.1)
 
@@ -267,6 +268,16 @@ def test_fingerprints_tell_weights_and_data_apart(tiny_vit, dataset, tmp_path):
     assert len({same_again, other_pixels, more}) == 3
 
 
+def students_alike():
+    """Four students of the same weights: as it is, reading more pixels, or pixels of another mean or deviation."""
+    first = Student("convnet", (4, 4), width=4).eval()
+    changes = [{"input_size": (32, 32)}, {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}]
+    others = [Student("convnet", (4, 4), width=4, **change).eval() for change in changes]
+    for other in others:
+        other.load_state_dict(first.state_dict())
+    return [first, *others]
+
+
 def test_cells_change_with_all_that_could_change_the_answer(tiny_vit, dataset):
     """And with nothing else: the same question, asked again, finds its answer."""
 
@@ -284,8 +295,9 @@ def test_cells_change_with_all_that_could_change_the_answer(tiny_vit, dataset):
         AdaptedGuide(RolloutGuide(other_model, "max", 0.9), tiny_vit),
         RandomGuide((4, 4), seed=0),
         RandomGuide((4, 4), seed=1),
+        *(StudentGuide(student, tiny_vit) for student in students_alike()),
     ]
-    assert len({cell(guide) for guide in guides}) == 7
+    assert len({cell(guide) for guide in guides}) == 11
     assert cell(RolloutGuide(copy.deepcopy(tiny_vit), "max", 0.9)) == cell(guides[0])
     whole = DropExperiment(tiny_vit, {"mine": guides[0]}, dataset, (1.0,)).cells
     assert whole == {("mine", 1.0): (ANY_GUIDE, 1.0)}
