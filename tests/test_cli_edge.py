@@ -422,8 +422,8 @@ def test_a_name_that_is_no_text(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0
-        assert capsys.readouterr().out.startswith("???[31m.png: class ")
-        assert ">???[31m</text>" in (tmp_path / "out.svg").read_text()
+        assert capsys.readouterr().out.startswith(r"\udcff\n\x1b[31m.png: class ")
+        assert r">\udcff\n\x1b[31m</text>" in (tmp_path / "out.svg").read_text()
 
 
 def test_probe_names_and_counts(tmp_path):

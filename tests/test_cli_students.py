@@ -191,7 +191,7 @@ def fail(monkeypatch, capsys):
         ({"method": "grad-rollout", "category_index": 10}, "Category index 10 is not a class of this model"),
         ({"learning_rate": -1}, "learning rate"),
         ({"limit": 1}, "holds too few cached maps for a train split"),
-        ({"accumulate": 5}, "A batch of 12 images cannot be split evenly into 5 parts on 1 processes"),
+        ({"accumulate": 5}, "A batch of 12 images cannot be split evenly into 5 parts"),
     ],
 )
 def test_bad_train_student(fail, tmp_path, options, said):

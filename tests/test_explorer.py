@@ -292,7 +292,7 @@ def test_the_model_field_reads_no_path_of_the_server(explorer, tiny_vit, tmp_pat
     for path in (tmp_path / "secret", "secret"):
         explorer.model.value = name.format(path)
         assert explorer.model.value == "tiny"
-        assert explorer.message.value.startswith("timm has no model")
+        assert explorer.message.value.startswith("Unknown model ")
 
 
 def test_names_in_the_figure_are_no_mathematics(explorer, tiny_vit):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import assert_close, randomise, traces
 from test_families import FAMILIES
@@ -187,7 +188,7 @@ def test_number_of_filters(tiny_vit, count):
 
 
 def test_filters_of_a_convolutional_stem():
-    model = load_model("vit_tiny_r_s16_p8_224", pretrained=False, depth=1)
+    model = timm.create_model("vit_tiny_r_s16_p8_224", depth=1)
     with pytest.raises(UserError, match="HybridEmbed, not by one convolution"):
         projection_filters(model)
 

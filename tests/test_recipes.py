@@ -11,6 +11,7 @@ import timm
 import torch
 import typer
 from helpers import noise_image
+from timm.data import ImageNetInfo
 
 from vitsal import cli, published, recipes, requirements
 from vitsal.benchmark import count_operations
@@ -330,11 +331,12 @@ def test_a_guides_model_is_loaded_once(monkeypatch):
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory):
-    """A folder with eight images in eight class folders."""
+    """Number of classes -> a folder of ten images, of ten of ImageNet's classes, or of ten classes in all."""
     folder = tmp_path_factory.mktemp("noise")
-    for number in range(8):
-        noise_image(folder / f"class{number}" / "image.png", seed=number)
-    return folder
+    for number, wnid in enumerate(ImageNetInfo().label_names()[:10]):
+        noise_image(folder / "1000" / wnid / "image.png", seed=number)
+        noise_image(folder / "10" / str(number) / "image.png", seed=number)
+    return lambda num_classes: folder / str(num_classes)
 
 
 def watch(target, seen):
@@ -355,7 +357,7 @@ def test_dry_run(name, noise):
         seen = {"tokens": [], "finite": []}
         watch(target, seen)
         guides = make_guides(recipe, label, target, pretrained=False, models=models)
-        dataset = open_data(str(noise), model_transform(target))
+        dataset = open_data(str(noise(target.num_classes)), model_transform(target))
         outcomes = drop_curve(target, guides, dataset, ratios, batch_size=8, limit=limit, progress=False)
         tables.append(summarize(outcomes, label))
         rows, columns = grid_size(target)

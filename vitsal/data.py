@@ -15,8 +15,8 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import IterableDataset
 
-from vitsal.errors import UserError, check_choice
-from vitsal.images import IndexedImages, StreamedImages, Transform, decode, printable, spread, to_rgb
+from vitsal.errors import UserError, check_choice, printable
+from vitsal.images import IndexedImages, StreamedImages, Transform, decode, spread, to_rgb
 from vitsal.labels import find_classes
 from vitsal.scenes import DigitScenes
 from vitsal.shards import open_shards

@@ -47,9 +47,11 @@ def suggestion(value: object, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
-def printable(text: str) -> str:
-    """A text from outside, such as a file's name, fit for terminals and figures: what cannot be shown is a "?"."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+def printable(text: object) -> str:
+    """A text from outside, such as a file's name, fit to be shown and written down: line breaks, terminals' codes, and
+    bytes that are no UTF-8, as their escapes.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
 def check_number(kind: str, value: object, low: float, high: float, *, open_end: str) -> float:

@@ -268,7 +268,8 @@ def load_named(name: str) -> nn.Module:
         UserError: a folder of the server, a repository of the hub, or what `load_model` raises.
     """
     if not timm.is_model(name):
-        raise UserError(f"timm has no model {quoted(name)}.{suggestion(name, timm.list_models())}")
+        near = suggestion(name, timm.list_models())
+        raise UserError(f"Unknown model {quoted(name)}: timm has none of this name.{near}")
     return load_model(name)
 
 

@@ -19,7 +19,7 @@ from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from vitsal.errors import UserError
+from vitsal.errors import UserError, printable
 
 Transform = Callable[[Image.Image], Tensor]
 MOST_ELONGATED = 100  # resized for a model, whose short side is fixed, a longer strip would fill the memory
@@ -103,12 +103,6 @@ def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
         )
     warn_of_skipped(skipped)
     return opened
-
-
-def printable(name: str | Path) -> str:
-    """A file's name as it can be shown and written down: bytes that are no UTF-8, line breaks, ... as their escapes."""
-    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))
-    return "".join(shown)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
 from torch import nn
 
-from vitsal.errors import UserError
-from vitsal.images import IndexedImages, StreamedImages, printable
+from vitsal.errors import UserError, printable
+from vitsal.images import IndexedImages, StreamedImages
 
 IMAGENET_CLASSES = 1_000
 

@@ -18,7 +18,7 @@ from vitsal.identity import question_hash
 from vitsal.outcomes import COLUMNS, Outcomes, summarize
 
 POINT = ["target", "guide", "keep_ratio"]
-SAMPLE = ["data_id", "limit", "precision"]  # the same in all of a table, so that its rows can be compared
+SAMPLE = ["limit", "data_id", "precision"]  # the same in all of a table, so that its rows can be compared
 ENVIRONMENT = ["device", "vitsal", "torch", "timm"]
 DIFFERENCE = ["minus", "difference", "difference_low", "difference_high"]
 CHECKSUM = "checksum"  # of the row's other columns: a damaged row is noticed

@@ -19,8 +19,8 @@ from urllib.request import url2pathname
 from torch.utils.data import IterableDataset
 
 from vitsal.archives import open_archive
-from vitsal.errors import UserError, check_choice
-from vitsal.images import BROKEN_IMAGE, Transform, decode, printable
+from vitsal.errors import UserError, check_choice, printable
+from vitsal.images import BROKEN_IMAGE, Transform, decode
 from vitsal.labels import is_hidden
 from vitsal.sources import file_stamp
 

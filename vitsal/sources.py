@@ -19,7 +19,7 @@ from timm.data.readers import get_img_extensions
 from timm.utils.misc import natural_key
 
 from vitsal.archives import open_archive
-from vitsal.images import printable
+from vitsal.errors import printable
 from vitsal.labels import is_hidden
 from vitsal.scenes import DigitScenes
 

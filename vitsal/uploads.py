@@ -7,8 +7,8 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from vitsal.errors import UserError
-from vitsal.images import BROKEN_IMAGE, decoding, printable, upright
+from vitsal.errors import UserError, printable
+from vitsal.images import BROKEN_IMAGE, decoding, upright
 
 LONGEST_SIDE = 2_048  # pixels; more than any model reads, little enough to keep many
 
