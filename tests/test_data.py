@@ -158,7 +158,7 @@ def test_open_image(tmp_path):
 def test_limit_is_spread_evenly(folder):
     assert spread(10, 5) == [0, 2, 4, 6, 8]
     assert spread(10, 3) == [0, 3, 6]
-    assert spread(10, None) == spread(10, 10) == spread(10, 99) == list(range(10))
+    assert spread(10, None) == spread(10, 10) == spread(10, 99) == range(10)
     for length, limit in [(500, 50), (97, 13)]:
         steps = np.diff([*spread(length, limit), length])
         assert len(steps) == limit

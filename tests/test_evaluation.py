@@ -14,7 +14,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers import noise_image, randomise, save_image, traces, write_shards
+from PIL import Image
 from safetensors.torch import save_file
+from torchvision import transforms
 from typer.testing import CliRunner
 
 from vitsal import processes
@@ -24,7 +26,8 @@ from vitsal.dropping import forward_kept, top_k_patches
 from vitsal.errors import UserError
 from vitsal.evaluation import ANY_GUIDE, DropExperiment, check_labels, drop_curve
 from vitsal.guides import AdaptedGuide, CenterGuide, GradientRolloutGuide, RandomGuide, RolloutGuide, StudentGuide
-from vitsal.identity import data_fingerprint, describe, weights_fingerprint
+from vitsal.identity import data_fingerprint, describe, describe_transform, weights_fingerprint
+from vitsal.images import IndexedImages, StreamedImages, to_rgb
 from vitsal.memory import Halving
 from vitsal.models import load_model, model_transform
 from vitsal.outcomes import COLUMNS, summarize, wilson_interval
@@ -351,7 +354,14 @@ def test_a_stream_goes_on_and_is_not_read_again(tiny_vit, dataset, guides, tmp_p
 TWO_PROCESSES = """
 import sys
 from vitsal.cli import app
+from vitsal.evaluation import drop_curve
+from vitsal.scale import cheap_images, cheap_target
 folder, shards, checkpoint, made = sys.argv[1:]
+target = cheap_target()
+guide = {"a function": lambda images: images.mean(dim=1)[:, ::8, ::8]}
+for ratio in (1.0, 0.5):
+    outcomes = drop_curve(target, guide, cheap_images(13, target), [ratio], folder=made, batch_size=3)
+    assert len(outcomes.names) == 13
 curve = ["drop-curve", "--target", "vitsal_digits_guide", "--checkpoint", checkpoint, "--guide", "random,rollout",
          "--keep", "1.0,0.5,0.2", "--batch-size", "3"]
 app([*curve, "--data", folder, "-o", f"{made}/folder.csv"], standalone_mode=False)
@@ -532,6 +542,78 @@ def test_another_transform_is_another_question(tiny_vit, dataset, tmp_path):
         for transform in (model_transform(tiny_vit), model_transform(tiny_vit), half, half)
     ]
     assert counts == [13, 0, 13, 13]  # a function does not tell what it does: nothing is ever taken for it
+
+
+def test_an_image_that_changes_during_the_work_stops_it(tiny_vit, dataset, tmp_path):
+    """Its answer would be kept under what it was before."""
+    image, seen = tmp_path / "images" / "6" / "06.png", []
+
+    def guide(images):
+        seen.append(images)
+        if len(seen) == 2:
+            noise_image(image, seed=55)
+        return images.mean(dim=1)[:, ::16, ::16]
+
+    with pytest.raises(UserError, match=r"6/06.png was changed during the work"):
+        drop_curve(tiny_vit, {"mine": guide}, dataset, [0.5], folder=tmp_path, batch_size=3, progress=False)
+    (journal,) = tmp_path.glob("outcomes-*.jsonl")
+    assert len(journal.read_text().splitlines()) == 4  # subject, and the three batches before
+
+
+def test_an_image_that_could_not_be_read_once_is_tried_again(tiny_vit, dataset, guides, tmp_path, monkeypatch):
+    """Too many open files, say: it is left out, told, and no class is noted for it; the next run has it."""
+    whole, read = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False), dataset.read
+    tries = []
+
+    def fail_once(index):
+        tries.append(index)
+        return (tmp_path / "none.png" if tries.count(4) == 1 and index == 4 else read(index)[0]), read(index)[1]
+
+    monkeypatch.setattr(dataset, "read", fail_once)
+    with pytest.warns(UserWarning, match="it could not be read at first"):
+        first = drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, progress=False)
+    assert len(first.names) == 12
+    assert all((predicted >= 0).all() for predicted in first.predictions.values())
+    assert same(drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, progress=False), whole)
+
+
+def test_a_stream_that_breaks_off_while_known_cells_are_filled_is_not_ended(tiny_vit, tmp_path):
+    """More cells are asked of what is known, and then the data fails: it must not count as ended there."""
+    samples = [(torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(n)), n % 10) for n in range(12)]
+
+    class Breaking(torch.utils.data.IterableDataset):
+        mended = False
+
+        def __iter__(self):
+            yield from samples[:8]
+            if not self.mended:
+                raise UserError("broken shard")
+            yield from samples[8:]
+
+    source, guides = Breaking(), {"c": CenterGuide((4, 4))}
+    stream = StreamedImages(source, "made", transform=model_transform(tiny_vit))
+    options = {"folder": tmp_path, "batch_size": 2, "progress": False}
+    drop_curve(tiny_vit, guides, stream, [0.5], limit=8, **options)
+    for _ in range(2):
+        with pytest.raises(UserError, match="broken shard"):
+            drop_curve(tiny_vit, guides, stream, [0.5, 0.3], **options)
+    source.mended = True
+    assert len(drop_curve(tiny_vit, guides, stream, [0.5, 0.3], **options).names) == 12
+
+
+def test_samples_that_nothing_tells_apart_are_refused(tiny_vit):
+    image = Image.new("RGB", (64, 64))
+    dataset = IndexedImages(lambda index: (image, 0), lambda index: "one name", 3, model_transform(tiny_vit))
+    with pytest.raises(UserError, match="Two samples of the data have one name and one content"):
+        drop_curve(tiny_vit, {"c": CenterGuide((4, 4))}, dataset, [0.5], progress=False)
+
+
+def test_transforms_tell_what_they_do_or_are_new_each_time(tiny_vit):
+    to_tensor = transforms.ToTensor()
+    told = [model_transform(tiny_vit), transforms.Compose([to_tensor]), transforms.Compose([to_tensor] * 2)]
+    assert len({describe_transform(each) for each in told + told}) == 3
+    untold = [transforms.Compose([to_tensor, transforms.Lambda(abs)]), to_rgb, torch.nn.Identity()]
+    assert len({describe_transform(each) for each in untold + untold}) == 6
 
 
 def test_strict_stops_at_an_image_known_to_be_broken(tiny_vit, dataset, guides, tmp_path):

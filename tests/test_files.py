@@ -57,6 +57,15 @@ def test_a_lock_is_waited_for_or_refused_and_a_killed_run_holds_none(tmp_path, c
         assert capsys.readouterr().err == ""
 
 
+def test_a_lock_is_one_by_whatever_name(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "real")
+    for name in (tmp_path / "link", ".", "../real"):
+        with locked(tmp_path / "real"), pytest.raises(UserError, match="taken"), locked(name, busy="taken"):
+            raise AssertionError("two hold it")
+
+
 def test_a_folder_that_takes_no_files(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)), locked(tmp_path / "file" / "table.csv"):

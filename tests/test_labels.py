@@ -76,13 +76,24 @@ def test_hidden_folders_do_not_shift_the_others(opened):
 
 @pytest.mark.parametrize("stray", ["n99999999", "cats", "n01440764/n02102040", "n0144076", "N01440764"])
 def test_folders_that_cannot_be_mapped_are_named(opened, stray):
+    dataset = opened(*(f"{wnid}/0.jpg" for wnid in IMAGENETTE), f"{stray}/0.jpg")
+    assert labels_of(dataset) == {f"{w}/0.jpg": label for w, label in IMAGENETTE.items()} | {f"{stray}/0.jpg": -1}
     with pytest.raises(UserError, match=rf"and others that are not, or not by one alone: {stray}\. The class of their"):
-        opened(*(f"{wnid}/0.jpg" for wnid in IMAGENETTE), f"{stray}/0.jpg")
+        check_classes(dataset, SimpleNamespace(num_classes=1000))
+
+
+def test_parts_are_no_classes(tmp_path):
+    """Whatever --split says, a training must not see what it is judged on."""
+    make(tmp_path / "data", *(f"{part}/{w}/{n}.jpg" for part in ("train", "val") for w in IMAGENETTE for n in range(2)))
+    with pytest.raises(UserError, match=r"holds parts, not classes \(train, val\); name one: .*data/train"):
+        open_data(str(tmp_path / "data"), to_tensor, split="train")
+    assert len(open_data(str(tmp_path / "data" / "train"), to_tensor, split="train")) == 20
 
 
 def test_five_of_many_are_named(opened):
+    dataset = opened("n01440764/0.jpg", *(f"a{number}/0.jpg" for number in range(8)))
     with pytest.raises(UserError, match="alone: a0, a1, a2, a3, a4 and 3 more"):
-        opened("n01440764/0.jpg", *(f"a{number}/0.jpg" for number in range(8)))
+        check_classes(dataset, SimpleNamespace(num_classes=1000))
 
 
 def test_images_in_no_folder(opened):

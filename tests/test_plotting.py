@@ -353,5 +353,5 @@ def test_names_are_no_mathematics():
 
 
 def test_shortened_names_can_be_shown():
-    assert shorten("a\nb\udcff\x1b.png", 20) == "a?b??.png"
+    assert shorten("a\nb\udcff\x1b.png", 20) == r"a\nb\udcff\x1b.png"
     assert shorten("x" * 30, 7) == "xxx…xxx"

@@ -18,6 +18,7 @@ from vitsal.results import (
     read_results,
     results_file,
     results_table,
+    row_checksums,
 )
 
 ABOUT = {
@@ -183,6 +184,25 @@ def test_a_kill_between_table_and_copy_does_no_harm(tmp_path):
         assert len(read_results(path)) == 4
     add_results(table, path)
     assert len(pd.read_parquet(copy)) == 4
+
+
+def _add_rows(path, rows):
+    for row in rows:
+        add_results(row, path)
+
+
+def test_who_reads_while_another_writes_sees_a_whole_table(tmp_path):
+    path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
+    add_results(table[:1], path)
+    rows = [table[1:2].assign(target=f"vit {number}") for number in range(60)]
+    rows = [row.assign(checksum=row_checksums(row)) for row in rows]
+    writer = multiprocessing.get_context("fork").Process(target=_add_rows, args=(path, rows))
+    writer.start()
+    lengths = [len(read_results(path)) for _ in iter(writer.is_alive, False)]
+    assert writer.exitcode == 0
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 10
+    assert len(read_results(path)) == 61
 
 
 def test_no_row_is_lost_when_four_write_at_once(tmp_path):

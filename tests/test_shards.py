@@ -133,7 +133,7 @@ def test_compressed_shards(shards, tmp_path, kind):
     ("members", "problem"),
     [
         ({"png": b"these are my notes", "cls": b"1"}, "cannot identify image file"),
-        ({"txt": b"a caption", "cls": b"1"}, r"it has no image \(jpg, png, webp\)"),
+        ({"txt": b"a caption", "cls": b"1"}, r"it has no image \(jpg, jpeg, png, webp\)"),
         ({"png": None}, r"it has no label that is a number \('cls'\)"),
         ({"png": None, "cls": b"cat"}, r"it has no label that is a number \(invalid literal"),
     ],

@@ -16,7 +16,10 @@ class _WholeInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"it is damaged or cut off at byte {tarfile_.offset:,} ({error})") from error
+            or_none = "" if tarfile_.offset else ", or no tar file at all"
+            raise tarfile.ReadError(
+                f"it is damaged or cut off at byte {tarfile_.offset:,}{or_none} ({error})"
+            ) from error
 
 
 def open_archive(file: BinaryIO, mode: str) -> tarfile.TarFile:

@@ -26,6 +26,15 @@ POINTER = "checkpoint.json"
 HISTORY = "history.csv"
 
 
+def check_training_folder(folder: Path) -> None:
+    """Raise UserError if a training in this folder would replace files that no training has left there."""
+    own = ("model.safetensors", "config.json", "README.md", HISTORY)
+    there = [name for name in own if (folder / name).exists()]
+    begun = any(folder.glob("epoch-*"))  # killed between its first student and the pointer
+    if there and not begun and not (folder / POINTER).exists():
+        raise UserError(f"{folder} holds {', '.join(there)}, and no {POINTER}: name another folder for the student.")
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """What a training leaves in its folder.

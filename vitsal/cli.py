@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,12 @@ from torch import nn
 
 from vitsal import benchmark as benchmarks
 from vitsal import recipes, requirements, results, runs
+from vitsal.checkpoints import check_training_folder
 from vitsal.cli_pictures import VIT_EXPLAIN, explain, probe, video
 from vitsal.comparison import recovered_share
 from vitsal.data import open_data
 from vitsal.distillation import Recipe, accelerator_for, distill
-from vitsal.errors import LARGEST_SEED, check_choice, tell
+from vitsal.errors import LARGEST_SEED, UserError, check_choice, tell
 from vitsal.evaluation import DropExperiment
 from vitsal.files import check_folder
 from vitsal.guides import GUIDES, make_guide
@@ -118,6 +120,8 @@ def drop_curve(
     taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
     check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
+    if output is not None:
+        results.read_results(output)
     accelerator = make_accelerator()
     where = accelerator.device if device == "auto" else find_device(device)
     vit = load_model(target, checkpoint, device=where)
@@ -202,11 +206,12 @@ def train_student(
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     options = VIT_EXPLAIN | taken_options([check_choice("method", method, TEACHERS)], **options)
     if geometry and views:
-        refuse_option("geometry", "a training with --views, which are cropped already,", "one without")
+        refuse_option("geometry", "a training with --views, which are cropped already", "one without")
     check_output(output / "model.safetensors", checkpoint)
     place, model_folder = data_path(data), teacher.partition("local-dir:")[2]
     check_output_folder(output, place, maps, model_folder, within=True)
     check_output_folder(maps or Path("runs", "maps"), place, within=True)
+    check_training_folder(output)
     recipe = Recipe(
         loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         geometry=not views if geometry is None else geometry, accumulate=accumulate, patience=patience, seed=seed,
@@ -369,6 +374,7 @@ def main() -> None:
 
     With `--debug` the traceback comes before it. Ctrl-C ends with 130, a reader that went away (`| head`) with 1.
     """
+    warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"
     try:
         _run([word for word in sys.argv[1:] if word != DEBUG])
     except KeyboardInterrupt:
@@ -387,6 +393,10 @@ def _run(words: list[str]) -> None:
     """Run the command line on these words; what is printed is out when it ends."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    if "" in words and "run" not in words:  # of parameters, "" may be a value; of paths, it is the current folder
+        raise UserError(
+            "One of the words is empty, as a variable is that was never set; leave it out, or give it a value."
+        )
     try:
         app(words)
     except SystemExit as ended:

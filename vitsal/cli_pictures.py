@@ -97,6 +97,8 @@ def explain(
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
     options = VIT_EXPLAIN | taken_options(methods, **options)
     check_output(output, image, checkpoint, *(image.iterdir() if os.path.isdir(image) else ()))
+    if os.path.isdir(image):
+        check_output_folder(output.parent, image)
     pictures = open_images(image, limit)
     vit = load_sized_model(model, image_size, device, checkpoint)
     guides = {name: picture_guide(name, vit, **options) for name in methods}

@@ -74,14 +74,9 @@ def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict
 
 
 def _indexed(
-    images: FolderImages | TarImages | HubImages | SceneImages,
-    transform: Transform,
-    source: str,
-    num_classes: int | None,
-    folders: tuple[str, ...] = (),
+    images: FolderImages | TarImages | HubImages | SceneImages, transform: Transform, source: str, **classes: Any
 ) -> IndexedImages:
-    options = {"source": source, "stamp": images.stamp, "num_classes": num_classes, "folders": folders}
-    return IndexedImages(images.read, images.name, len(images), transform, **options)
+    return IndexedImages(images.read, images.name, len(images), transform, source=source, stamp=images.stamp, **classes)
 
 
 def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
@@ -96,11 +91,17 @@ def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
         found = list_folder(path) if folder else list_tar(path)
     except Exception as error:  # of the file system, of tarfile
         raise UserError(f"{printable(path)} holds no images that can be read: {error}.") from error
+    parts = sorted({path.split("/")[0] for path in found if isinstance(path, str)})
+    if len(parts) > 1 and set(parts) <= set(SPLITS):
+        raise UserError(
+            f"{printable(path)} holds parts, not classes ({', '.join(parts)}); name one: {path}/{parts[0]}."
+        )
     if not found:
         raise UserError(f"{printable(path)} holds no images ({', '.join(get_img_extensions())}).")
     classes = find_classes(found if folder else [member.path for member in found], printable(path))
     images = (FolderImages if folder else TarImages)(path, found, classes.labels)
-    return _indexed(images, transform, source, classes.num_classes, classes.folders)
+    about = {"num_classes": classes.num_classes, "folders": classes.folders, "unclear": classes.unclear}
+    return _indexed(images, transform, source, **about)
 
 
 def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
@@ -108,7 +109,9 @@ def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
     label = reader.dataset.features.get("label")
     if not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
         raise UserError(f"The data set {source!r} has no column 'label' of whole numbers.")
-    return _indexed(HubImages(reader.dataset), transform, f"{source}, {split}", len(reader.class_to_idx) or None)
+    return _indexed(
+        HubImages(reader.dataset), transform, f"{source}, {split}", num_classes=len(reader.class_to_idx) or None
+    )
 
 
 def _open_stream(source: str, transform: Transform, split: str) -> StreamedImages:

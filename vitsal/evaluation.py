@@ -85,8 +85,14 @@ class DropExperiment:
 
     @cached_property
     def guide_ids(self) -> dict[str, str]:
-        """Guide's name -> hash of its kind, weights and settings."""
-        return {name: question_hash({"guide": describe(guide)}) for name, guide in self.guides.items()}
+        """Guide's name -> hash of its kind, weights and settings; on all processes the same, so all must ask for it."""
+        return _same_on_all({name: question_hash({"guide": describe(guide)}) for name, guide in self.guides.items()})
+
+    @cached_property
+    def keys(self) -> dict[int, str] | None:
+        """What tells each sample and its content, as it is before the work; None for a stream."""
+        streamed = isinstance(self.dataset, StreamedImages)
+        return None if streamed else sample_keys(self.dataset, spread(len(self.dataset), self.limit))
 
     @cached_property
     def subject(self) -> dict[str, str]:
@@ -98,9 +104,9 @@ class DropExperiment:
             "precision": computed_precision(make_accelerator()),
         }
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
-        """All that identifies the results, for the results table."""
+        """All that identifies the results, for the results table; device and versions are this run's."""
         return {
             "target_id": self.subject["target"],
             "guides": {
@@ -108,7 +114,7 @@ class DropExperiment:
                 for name, guide in self.guides.items()
             },
             "data": self.dataset.source,
-            "data_id": data_fingerprint(self.dataset, self.limit),
+            "data_id": data_fingerprint(self.dataset, self.keys),
             "limit": self.limit,
             "precision": self.subject["precision"],
             "device": device_name(next(self.target.parameters()).device),
@@ -117,7 +123,7 @@ class DropExperiment:
             "timm": timm.__version__,
         }
 
-    @property
+    @cached_property
     def cells(self) -> dict[tuple[str, float], Cell]:
         """(guide's name, keep ratio) -> under what the journal keeps it."""
         return {
@@ -150,33 +156,43 @@ class DropExperiment:
 
         Raises:
             UserError: a label that the target does not have, answers or maps that cannot be used (`predict`), or, with
-                `strict`, an image that cannot be read, now or in an earlier run.
+                `strict`, an image that cannot be read; an image that is replaced during the work.
         """
         accelerator = make_accelerator()
         leads = accelerator.is_main_process  # the journal is its business alone
-        journal = self._journal(folder if leads else None)
-        parts, broken = _same_on_all((self._missing(journal), journal.unreadable(self._asked(journal))))
-        if strict:
-            _refuse(broken)
+        _ = self.cells  # on all processes, before one goes on alone
+        journal = self._journal(folder) if leads else Journal()
+        parts = _same_on_all(self._missing(journal) if leads else None)
         with self._progress_bar(journal, parts, progress and leads) as bar:
             for cells, indices in parts:
                 for rows in self._answers(accelerator, cells, indices, batch_size, num_workers, strict):
-                    journal.add(rows if leads else [], cells)
+                    if leads:
+                        self._check_unchanged(rows)
+                        journal.add(rows, cells)
                     bar.update(len(rows))
-                if leads and isinstance(indices, slice) and (self.limit is None or journal.length < self.limit):
+                to_the_end = isinstance(indices, slice) and indices.stop == self.limit
+                if leads and to_the_end and (self.limit is None or journal.length < self.limit):
                     journal.end()
-        known = journal.outcomes(self._asked(journal), self.cells) if leads else None
-        outcomes = replace(_same_on_all(known), about=self.about)
+        known = replace(journal.outcomes(self._asked(journal), self.cells), about=self.about) if leads else None
+        outcomes = _same_on_all(known)
         if leads:
             warn_of_skipped(outcomes.skipped)
         return outcomes
 
     def _journal(self, folder: str | Path | None) -> Journal:
         """What is known of the samples that are asked about, in memory, or from a file in `folder`."""
-        keys = None
-        if isinstance(self.dataset, IndexedImages):
-            keys = sample_keys(self.dataset, spread(len(self.dataset), self.limit))
-        return Journal(None if folder is None else journal_file(folder, self.subject), self.subject, keys)
+        return Journal(None if folder is None else journal_file(folder, self.subject), self.subject, self.keys)
+
+    def _check_unchanged(self, rows: Sequence[Row]) -> None:
+        """Raise UserError if one of these samples, which have been read, is not what it was when the work began."""
+        if self.keys is None:
+            return
+        now = sample_keys(self.dataset, [row.index for row in rows])
+        for row in rows:
+            if now[row.index] != self.keys[row.index]:
+                raise UserError(
+                    f"{row.name} was changed during the work; what was done before is kept: start it again."
+                )
 
     def _asked(self, journal: Journal) -> Sequence[int]:
         """Numbers of the samples that are asked about; of a stream, as far as it is known."""
@@ -230,9 +246,10 @@ class DropExperiment:
             predictions = iter(predict(batch["images"].to(next(self.target.parameters()).device)).tolist())
         rows = []
         for index, label, fine in zip(batch["indices"].tolist(), batch["labels"].tolist(), readable, strict=True):
-            name, problem = self.dataset.name(index), "" if fine else self.dataset.problem(index)
+            name = self.dataset.name(index)
+            problem = "" if fine else self.dataset.problem(index) or "it could not be read at first"
             if strict and not fine:
-                _refuse({name: problem})
+                raise UserError(f"{name} cannot be read as an image: {problem}")
             rows.append(Row(index, name, label, problem, next(predictions) if fine else [UNREADABLE] * num_cells))
         return rows
 
@@ -281,11 +298,6 @@ def _check_finite(logits: Tensor) -> None:
             f"The target's answers are not finite for {bad} of {len(logits)} images: its weights are damaged, or the "
             "precision does not suffice."
         )
-
-
-def _refuse(broken: Mapping[str, str]) -> None:
-    for name, problem in broken.items():
-        raise UserError(f"{name} cannot be read as an image: {problem}")
 
 
 def _same_on_all(value: Any) -> Any:

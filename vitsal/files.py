@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part{os.getpid()}")  # several processes may write the same file
     for old in path.parent.glob(f"{escape(path.name)}.part[0-9]*"):
-        if time.time() - old.stat().st_mtime > ABANDONED:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process has finished it meanwhile
+            if time.time() - old.stat().st_mtime > ABANDONED:
+                old.unlink()
     try:
         save(unfinished)
         unfinished.chmod(0o644)  # safetensors writes files that their owner alone may read
@@ -51,7 +52,7 @@ def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, and `busy` is given; or no file can be made there.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # one lock, by whatever name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.01)
     try:

@@ -15,7 +15,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from vitsal.images import IndexedImages, StreamedImages, spread
+from vitsal.images import IndexedImages, StreamedImages
 
 
 def describe(value: Any) -> Any:
@@ -35,8 +35,8 @@ def describe(value: Any) -> Any:
 def weights_fingerprint(model: nn.Module) -> str:
     """First 12 hexadecimal digits of the SHA-256 of all weights and settings, to tell models of one name apart.
 
-    Settings are what else the answers depend on: buffers that are not saved, a student's configuration, the pixels'
-    scale and the pooling of a timm model.
+    Settings are what else may differ between models that are loaded by name: buffers that are not saved, a student's
+    configuration; of a timm model the pixels' scale, the pooling, the numbers of heads.
     """
     digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True).encode())
     for name, value in (model.state_dict() | dict(model.named_buffers())).items():
@@ -49,7 +49,9 @@ def _settings(model: nn.Module) -> dict[str, Any]:
     if hasattr(model, "configuration"):
         return model.configuration
     config = resolve_model_data_config(model)
-    return {"global_pool": getattr(model, "global_pool", None)} | {part: config[part] for part in ("mean", "std")}
+    heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
+    pooling = {"global_pool": getattr(model, "global_pool", None), "heads": heads}
+    return pooling | {part: config[part] for part in ("mean", "std")}
 
 
 def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
@@ -62,9 +64,14 @@ def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = No
 
 
 def describe_transform(transform: Callable) -> str:
-    """What is done to images before a model sees them; of what does not tell, something new each time."""
+    """What is done to images before a model sees them: torchvision's and timm's transforms tell, all but one.
+
+    Others, such as functions, are described anew each time: nothing is ever taken for them.
+    """
+    parts = getattr(transform, "transforms", [transform])
+    told = all(type(part).__module__.startswith(("torchvision.", "timm.")) for part in parts)
     text = repr(transform)
-    return f"{type(transform).__name__} {uuid4()}" if " at 0x" in text else text
+    return text if told and "Lambda(" not in text else f"{type(transform).__name__} {uuid4()}"
 
 
 def data_place(dataset: IndexedImages | StreamedImages) -> str:
@@ -75,19 +82,19 @@ def data_place(dataset: IndexedImages | StreamedImages) -> str:
 
 
 def sample_keys(dataset: IndexedImages, indices: Sequence[int]) -> dict[int, str]:
-    """Number of a sample -> 16 hexadecimal digits that tell it, its content and its label from all others."""
+    """Number of a sample -> 16 hexadecimal digits that tell its name, content and label."""
     return {index: _short_hash([dataset.name(index), dataset.stamp(index)]) for index in indices}
 
 
-def data_fingerprint(dataset: IndexedImages | StreamedImages, limit: int | None = None) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all samples that are asked about and of what is done to them.
+def data_fingerprint(dataset: IndexedImages | StreamedImages, keys: Mapping[int, str] | None = None) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of all samples, or those with these keys, and what is done to them.
 
     Each sample with its name and stamp (`IndexedImages`). For a stream, whose samples cannot be listed, its source and
     its shards stand.
     """
     if isinstance(dataset, StreamedImages):
         return f"stream of {dataset.source} {_short_hash([dataset.stamp, describe_transform(dataset.transform)])}"
-    keys = sample_keys(dataset, spread(len(dataset), limit))
+    keys = sample_keys(dataset, range(len(dataset))) if keys is None else keys
     return _short_hash([describe_transform(dataset.transform), *keys.values()], 12)
 
 

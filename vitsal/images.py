@@ -178,6 +178,7 @@ class IndexedImages(Dataset):
             size and time of its file; by default a hash of its pixels, for which it is read.
         num_classes: how many classes the labels are of, where that is known.
         folders: names of the classes, where they are numbered in the order of their folders.
+        unclear: why the labels of some samples cannot be told; "" where all can.
     """
 
     def __init__(
@@ -190,9 +191,11 @@ class IndexedImages(Dataset):
         stamp: Callable[[int], str] | None = None,
         num_classes: int | None = None,
         folders: tuple[str, ...] = (),
+        unclear: str = "",
     ) -> None:
         self.read, self.name, self.length, self.transform, self.source = read, name, length, transform, source
         self.stamp, self.num_classes, self.folders = stamp or self._pixel_hash, num_classes, folders
+        self.unclear = unclear
 
     def __len__(self) -> int:
         return self.length
@@ -233,7 +236,7 @@ class StreamedImages(IterableDataset):
         num_classes: how many classes the labels are of, where that is known.
     """
 
-    folders = ()  # a stream's classes are never numbered by folders
+    folders, unclear = (), ""  # a stream's labels come with it
 
     def __init__(
         self,
@@ -317,9 +320,11 @@ def _collate(samples: list[Sample]) -> dict[str, Tensor]:
     }
 
 
-def spread(length: int, limit: int | None) -> list[int]:
+def spread(length: int, limit: int | None) -> Sequence[int]:
     """`limit` indices spread evenly over `range(length)`, or all of them."""
     count = length if limit is None else min(limit, length)
+    if count == length:
+        return range(length)
     return [index * length // count for index in range(count)]
 
 

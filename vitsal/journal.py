@@ -3,12 +3,13 @@
 The file is lines of JSON, each behind its checksum: first the subject (target, data, precision), then one line per
 batch. Lines are only ever appended, so whenever a run is killed, all but the batch at work is kept; several runs may
 append at the same time. A line that is damaged, or was written for another subject, does not fit its checksum, and is
-removed; what it held is computed again.
+removed; what it held is computed again. Samples that cannot be read are no part of it: each run tries them again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class Journal:
             samples are told by their numbers.
 
     Raises:
-        UserError: the file is about another subject, or is no journal; it is left as it is.
+        UserError: the file is about another subject, or is no journal; it is left as it is. Two samples have one key.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Journal:
     ) -> None:
         self.path, self.subject = path, json.loads(json.dumps(dict(subject or {})))
         self.keys, self.numbers = keys, None if keys is None else {key: index for index, key in keys.items()}
+        if keys is not None and len(self.numbers) < len(keys):
+            raise UserError("Two samples of the data have one name and one content; leave one out, or name them apart.")
         self.names: dict[int, str] = {}
         self.labels: dict[int, int] = {}
         self.skipped: dict[int, str] = {}
@@ -75,13 +78,16 @@ class Journal:
 
     def add(self, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         """Take samples with a class for each of these cells; a sample that is there already is the same again."""
-        if rows:
-            self._append({"cells": list(cells), "rows": [[self._key(row.index), *row[1:]] for row in rows]})
+        good = [[self._key(row.index), *row[1:]] for row in rows if UNREADABLE not in row.classes]
+        if good:
+            self._append({"cells": list(cells), "rows": good})
+        self._note(rows, cells)
 
     def end(self) -> None:
         """Note that the data, a stream, has no more samples than are known."""
         if self.ended != self.length:
-            self._append({"ended": self.length})
+            self.ended = self.length
+            self._append({"ended": self.ended})
 
     def missing(self, indices: Sequence[int], cells: Sequence[Cell]) -> list[tuple[list[Cell], list[int]]]:
         """What is still to be computed: groups of samples, each with the cells that are unknown for all of it."""
@@ -104,12 +110,8 @@ class Journal:
             names=[self.names[index] for index in good],
             labels=np.array([self.labels[index] for index in good], dtype=np.int64),
             predictions={key: self._column(cell, length)[good] for key, cell in cells.items()},
-            skipped=self.unreadable(indices),
+            skipped={self.names[index]: self.skipped[index] for index in indices if index in self.skipped},
         )
-
-    def unreadable(self, indices: Sequence[int]) -> dict[str, str]:
-        """Which of these samples are known to be unreadable, and why: name -> problem."""
-        return {self.names[index]: self.skipped[index] for index in indices if index in self.skipped}
 
     def _column(self, cell: Cell, length: int) -> np.ndarray:
         """Classes by sample number, for `length` samples at least, UNKNOWN where there is none."""
@@ -124,21 +126,27 @@ class Journal:
         return index if self.keys is None else self.keys[index]
 
     def _append(self, record: dict[str, Any]) -> None:
-        if self.path is not None:
-            with locked(self.path), self.path.open("a") as file:
-                file.write(_sealed(record, self._header) + "\n")
-        self._take(record)
+        if self.path is None:
+            return
+        with locked(self.path), self.path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read() != b"\n"  # by a run that was killed: not to swallow this line
+            file.write(b"\n" * torn + f"{_sealed(record, self._header)}\n".encode())
 
-    def _take(self, record: Mapping[str, Any]) -> None:
-        self.ended = record.get("ended", self.ended)
-        rows = [Row(index, *row[1:]) for row in record.get("rows", []) if (index := self._number(row[0])) is not None]
+    def _note(self, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         for row in rows:
             self.names[row.index], self.labels[row.index] = row.name, row.label
-            if row.problem:
+            if UNREADABLE in row.classes:
                 self.skipped[row.index] = row.problem
         indices = [row.index for row in rows]
-        for number, (guide, ratio) in enumerate(record.get("cells", [])):
-            self._column((guide, ratio), max(indices, default=-1) + 1)[indices] = [row.classes[number] for row in rows]
+        for number, cell in enumerate(cells):
+            self._column(cell, max(indices, default=-1) + 1)[indices] = [row.classes[number] for row in rows]
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        """What one line holds of the samples that are asked about."""
+        self.ended = record.get("ended", self.ended)
+        rows = [Row(index, *row[1:]) for row in record.get("rows", []) if (index := self._number(row[0])) is not None]
+        self._note(rows, [(guide, ratio) for guide, ratio in record.get("cells", [])])
 
     def _number(self, key: str | int) -> int | None:
         """The sample that a line tells of; None where it is not asked about."""

@@ -19,11 +19,15 @@ IMAGENET_CLASSES = 1_000
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of each sample, how many classes there are, and their folders where these are numbered in order."""
+    """The class of each sample, how many classes there are, and their folders where these are numbered in order.
+
+    Where the class of some cannot be told, theirs is -1, and `unclear` says why: who needs no labels may go on.
+    """
 
     labels: list[int]
     num_classes: int
     folders: tuple[str, ...] = ()
+    unclear: str = ""
 
 
 def is_hidden(name: str) -> bool:
@@ -42,21 +46,21 @@ def find_classes(paths: Sequence[str], source: str) -> Classes:
         source: what to call the data set in messages.
 
     Raises:
-        UserError: images that lie in no folder, or folders of which some are WordNet ids and some are not.
+        UserError: images that lie in no folder.
     """
     if not all("/" in path for path in paths):
         raise UserError(f"{source} holds images that lie in no class folder; their class is the name of their folder.")
     imagenet = _imagenet()
-    ids = [[part for part in path.split("/")[:-1] if part in imagenet] for path in paths]
+    ids = [{part for part in path.split("/")[:-1] if part in imagenet} for path in paths]
     if not any(ids):
         return _in_order([path.split("/")[-2] for path in paths])
-    unclear = {path.rpartition("/")[0] for path, found in zip(paths, ids, strict=True) if len(found) != 1}
-    if unclear:
-        raise UserError(
-            f"{source} has folders named by WordNet ids of ImageNet, and others that are not, or not by one alone: "
-            f"{_some(sorted(unclear))}. The class of their images cannot be told: rename or remove them."
-        )
-    return Classes([imagenet[wnid] for (wnid,) in ids], IMAGENET_CLASSES)
+    labels = [imagenet[min(found)] if len(found) == 1 else -1 for found in ids]
+    folders = {path.rpartition("/")[0] for path, label in zip(paths, labels, strict=True) if label < 0}
+    unclear = folders and (
+        f"{source} has folders named by WordNet ids of ImageNet, and others that are not, or not by one alone: "
+        f"{_some(sorted(folders))}. The class of their images cannot be told: rename or remove them."
+    )
+    return Classes(labels, IMAGENET_CLASSES, unclear=unclear or "")
 
 
 def _in_order(names: list[str]) -> Classes:
@@ -82,13 +86,15 @@ def check_classes(dataset: IndexedImages | StreamedImages, target: nn.Module) ->
     Streams, whose number of classes nobody knows beforehand, pass; their labels are looked at one by one.
 
     Raises:
-        UserError: the data has another number of classes than the target.
+        UserError: the class of some images cannot be told, or the data has another number of classes than the target.
     """
+    if dataset.unclear:
+        raise UserError(dataset.unclear)
     known, folders = dataset.num_classes, dataset.folders
     if known is None:
         return
     if known != target.num_classes:
-        named = f" ({_some(folders)})" if folders else ""
+        named = f" ({_some(folders)})" if folders else " (ImageNet's)" if known == IMAGENET_CLASSES else ""
         remedy = " or name the folders by WordNet ids of ImageNet" if target.num_classes == IMAGENET_CLASSES else ""
         raise UserError(
             f"The data {dataset.source!r} has {known:,} classes{named}, and the target tells {target.num_classes:,} "

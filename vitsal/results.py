@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
 
     Columns: those of `summarize`; the paired difference to the first guide (`minus`), in accuracy, with its 95 %
     bootstrap interval; name and weights of the target (`target_id`), a hash of the guide's own weights and settings
-    (`guide_id`), its seed where it has one; source and fingerprint of the data, limit, precision; device and versions;
-    a checksum of the row.
+    (`guide_id`), its seed where it has one; source and fingerprint of the data, limit, precision; device and versions
+    of the last run; a checksum of the row.
 
     Args:
         outcomes: as an experiment gives them.
@@ -88,7 +87,7 @@ def add_results(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
         older = there[~pd.MultiIndex.from_frame(there[POINT]).isin(points)]
         whole = pd.concat([older, table], ignore_index=True) if len(older) else table.reset_index(drop=True)
         write_whole(path, partial(whole.to_csv, index=False))
-        write_whole(path.with_suffix(".parquet"), partial(whole.to_parquet, index=False))
+        write_whole(path.with_suffix(".parquet"), partial(whole.to_parquet, index=False, write_page_checksum=True))
     return whole
 
 
@@ -101,8 +100,11 @@ def read_results(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix != ".csv":
         raise UserError(f"A results table is written as CSV, with a Parquet copy beside it; name {path} *.csv.")
+    if not path.exists() and path.with_suffix(".parquet").exists():
+        raise UserError(f"There is a {path.with_suffix('.parquet')} without its table; name another, or move it.")
     if not path.exists():
         return pd.DataFrame(columns=RESULT_COLUMNS)
+    copy = _points_of_copy(path.with_suffix(".parquet"))  # first: who writes meanwhile only adds to the table
     try:
         table = pd.read_csv(
             path, float_precision="round_trip", dtype=COLUMN_TYPES, keep_default_na=False, na_values=[""]
@@ -111,18 +113,24 @@ def read_results(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
     if list(table.columns) != RESULT_COLUMNS:
         raise UserError(f"{path} is no results table of vitsal, and is left as it is; name another, or move it.")
-    _check_whole(table, path)
+    _check_whole(table, copy, path)
     return table
 
 
-def _check_whole(table: pd.DataFrame, path: Path) -> None:
+def _points_of_copy(path: Path) -> pd.DataFrame:
+    """Which rows the Parquet copy has; none where there is no copy, or a damaged one: it is written anew."""
+    try:
+        return pd.read_parquet(path, columns=POINT, page_checksum_verification=True)
+    except (OSError, ValueError, KeyError, NotImplementedError):
+        return pd.DataFrame(columns=POINT)
+
+
+def _check_whole(table: pd.DataFrame, copy: pd.DataFrame, path: Path) -> None:
     """Raise UserError for rows that are damaged, stand twice, or are in the copy alone, which is written last."""
     fits = (table[CHECKSUM] == row_checksums(table)) & ~table.duplicated(POINT)
     wrong = "" if fits.all() else f"in line {', '.join(str(number + 2) for number in table.index[~fits])}"
-    with suppress(OSError, ValueError, KeyError):  # no copy, or a damaged one: it is written anew with the next row
-        copy = pd.read_parquet(path.with_suffix(".parquet"), columns=POINT)
-        lost = len(copy.merge(table[POINT], how="left", indicator=True).query("_merge == 'left_only'"))
-        wrong = wrong or (lost and f"and lacks {lost} rows that its Parquet copy has")
+    lost = len(set(copy.itertuples(index=False)) - set(table[POINT].itertuples(index=False)))
+    wrong = wrong or (lost and f"and lacks {lost} rows that its Parquet copy has")
     if wrong:
         raise UserError(
             f"{path} is damaged or was changed by hand {wrong}, and is left as it is. Remove both files: the journal "

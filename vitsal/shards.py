@@ -24,7 +24,7 @@ from vitsal.images import BROKEN_IMAGE, Transform, decode
 from vitsal.labels import is_hidden
 from vitsal.sources import file_stamp
 
-IMAGE_KEYS = ("jpg", "png", "webp")  # the endings that timm takes for images, too
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")  # of files' endings
 INFO_FILES = ("_info.json", "info.json")
 MOST_SHARDS = 100_000
 

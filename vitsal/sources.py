@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,7 @@ def list_tar(path: str) -> list[Member]:
 def _images_in(file: Any, prefix: str = "", start: int = 0) -> Iterator[Member]:
     with open_archive(file, "r:") as archive:
         for member in archive:
-            path = prefix + os.path.normpath(member.name).lstrip("/")
+            path = prefix + os.path.normpath(f"/{member.name}").lstrip("/")
             stem, ending = os.path.splitext(path)
             if not member.isreg() or any(map(is_hidden, path.split("/"))):
                 continue
@@ -160,7 +160,12 @@ class HubImages:
 
     def name(self, index: int) -> str:
         """Its file's path; a number where it has none."""
-        return printable((self.table[index]["image"] or {}).get("path") or f"sample {index:08d}")
+        return printable(self._paths[index] or f"sample {index:08d}")
+
+    @cached_property
+    def _paths(self) -> Sequence[str | None]:
+        """Read without the images' bytes."""
+        return self.table.select_columns("image").flatten()["image.path"]
 
     def stamp(self, index: int) -> str:
         """What Hugging Face tells data sets apart by, and the row."""

@@ -394,6 +394,8 @@ def load_students(names: str, device: str | torch.device = "cpu") -> dict[str, S
     Raises:
         UserError: one of them is no student, or two have the same last part.
     """
+    if not all(map(str.strip, names.split(","))):
+        raise UserError(f"The name of a student is missing between the commas: {names!r}.")
     paths = [path for name in names.split(",") for path in _students_in(name.strip())]
     labels = [Path(path).name for path in paths]
     if len(set(labels)) < len(labels):

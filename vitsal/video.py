@@ -142,7 +142,7 @@ def _check_claim(parts: Path, job: Mapping[str, object]) -> None:
     """Raise UserError if a folder of parts is for something else than this job; it is left alone."""
     check_folder(parts)
     settings = parts / SETTINGS
-    known = (f"{SETTINGS}*", "drawing.lock")
+    known = (f"{SETTINGS}*", ".drawing.lock")
     if settings.exists() or (parts.exists() and any(not any(map(path.match, known)) for path in parts.iterdir())):
         advice = f"So {parts} holds another job's parts, or damaged ones. Delete it, or name another output."
         if unlike := differences(read_json(settings, advice), job):
