@@ -249,3 +249,22 @@ def test_four_runs_append_at_once(tmp_path):
         writer.join()
         assert writer.exitcode == 0
     assert known(Journal(path, {"target": "tiny"}, KEYS)) == expected()
+
+
+def test_a_line_that_a_killed_run_tore_swallows_no_other(tmp_path):
+    """One run has been killed within a line while another goes on appending."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, {"target": "tiny"}, KEYS)
+    journal.add(rows(range(5), 1, 2), [A, B])
+    path.write_bytes(path.read_bytes() + path.read_bytes()[-30:-1])
+    journal.add(rows(range(5, 10), 1, 2), [A, B])
+    with pytest.warns(UserWarning, match="1 lines"):
+        assert known(Journal(path, {"target": "tiny"}, KEYS)) == expected(lost=range(10, 40))
+
+
+def test_what_cannot_be_read_is_tried_again_by_the_next_run(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, {"target": "tiny"}, KEYS)
+    journal.add([*rows([0], 1), Row(1, "1.png", 1, "torn", [UNREADABLE])], [A])
+    assert journal.missing([0, 1], [A]) == []
+    assert Journal(path, {"target": "tiny"}, KEYS).missing([0, 1], [A]) == [([A], [1])]
