@@ -307,7 +307,7 @@ def stream_of(dataset, length=COUNT):
         def __iter__(self):
             return ((dataset[index].image, 0) for index in range(length))
 
-    return StreamedImages(Images(), "mine")
+    return StreamedImages(Images(), "mine", transform=dataset.transform)
 
 
 def test_stream(model, dataset, whole, tmp_path):
