@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import randomise
 
-from vitsal.models import load_model
+from vitsal.models.loading import load_model
 
 
 def _folder(variable):

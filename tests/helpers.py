@@ -1,14 +1,22 @@
 """What several test files need besides fixtures."""
 
 import io
+import os
 import sys
 import tarfile
 
+import nbformat
 import pytest
 import torch
 from PIL import Image
 
 from vitsal import cli
+
+PARAMETERS = 'limit = 1\nname = "a"\noutput_dir = ""'
+COUNT = """
+from vitsal.course.notebooks import save_headlines
+save_headlines(output_dir, "count", {"twice the limit": 2 * limit, "name": name})
+"""
 
 
 def randomise(model, seed=0):
@@ -92,3 +100,23 @@ def failing_command(monkeypatch, capsys, arguments, bars):
     assert error.startswith("Error: ")
     assert all(line.startswith(bars) for line in filter(None, before))
     return error
+
+
+def write_notebook(path, *cells):
+    """A notebook of code cells, the first one with the parameters."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+class Malicious:
+    """Unpickled, this would create a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from helpers import assert_close
 
-from vitsal.data import open_data
-from vitsal.evaluation import drop_curve
-from vitsal.guides import GradientRolloutGuide, RandomGuide, RolloutGuide
-from vitsal.images import batches
-from vitsal.models import model_transform
+from vitsal.data.images import batches
+from vitsal.data.opening import open_data
+from vitsal.experiments.evaluation import drop_curve
+from vitsal.guides import GradientRolloutGuide, RolloutGuide
+from vitsal.guides.baselines import RandomGuide
+from vitsal.models.tokens import model_transform
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_batch_equals_single_images(deit_tiny, dataset, make):
 @torch.no_grad()
 def test_what_the_model_sees_is_right(deit_tiny, imagenet_sample):
     """One picture through the model's own transform, by its folder's name: class and probability."""
-    from vitsal.images import open_image
+    from vitsal.data.pictures import open_image
 
     path = next(path for path in sorted(imagenet_sample.glob("n01440764/*")))  # tench
     probabilities = deit_tiny(model_transform(deit_tiny)(open_image(path))[None]).softmax(dim=1)[0]

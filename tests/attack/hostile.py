@@ -25,8 +25,8 @@ from entry import vitsal
 from helpers import noise_image
 from values import MODEL
 
-from vitsal.checkpoints import Checkpoints
-from vitsal.students import new_student, save_student
+from vitsal.students.checkpoints import Checkpoints
+from vitsal.students.student import new_student, save_student
 
 MARKER = "marker"
 SHELL = f"touch {MARKER}"

@@ -11,23 +11,26 @@ from unittest.mock import patch
 
 import torch
 from damage import BYTES, HEADLINES, JOURNAL, SETTINGS, TABLE, Damage
+from films import frames_of, write_film
 from helpers import randomise
 from PIL import Image
-from test_video import frames_of, write_film
 from torch import nn
 
-from vitsal import video
-from vitsal.distillation import Recipe, distill
-from vitsal.evaluation import drop_curve
-from vitsal.guides import CenterGuide, RandomGuide, RolloutGuide
-from vitsal.images import IndexedImages
-from vitsal.maps import CachedMaps, MapSettings, cache_maps
-from vitsal.models import load_model, model_transform
-from vitsal.outcomes import Outcomes
-from vitsal.results import add_results, results_table
-from vitsal.runs import read_headlines, save_headlines
-from vitsal.students import load_student, new_student, save_student
-from vitsal.video_panels import Column
+from vitsal.choices import TrainingSettings
+from vitsal.course.notebooks import read_headlines, save_headlines
+from vitsal.data.images import IndexedImages
+from vitsal.experiments.evaluation import drop_curve
+from vitsal.experiments.outcomes import Outcomes
+from vitsal.experiments.results import add_results, results_table
+from vitsal.guides import RolloutGuide
+from vitsal.guides.baselines import CenterGuide, RandomGuide
+from vitsal.models.loading import load_model
+from vitsal.models.tokens import model_transform
+from vitsal.pictures import video
+from vitsal.pictures.video_panels import Column
+from vitsal.students.distillation import distill
+from vitsal.students.maps import CachedMaps, MapSettings, cache_maps
+from vitsal.students.student import load_student, new_student, save_student
 
 SAMPLES, CLASSES = 48, 5
 SEGMENT = 4  # frames per part of a video, so that a short one has several
@@ -129,7 +132,7 @@ def teach(folder: Path, killed: bool = False) -> str:
     torch.manual_seed(0)
     pupil = new_student("convnet", (2, 2), width=4)
     history = distill(
-        pupil, folder / "maps", folder / "student", Recipe(epochs=2, batch_size=16), progress=False,
+        pupil, folder / "maps", folder / "student", TrainingSettings(epochs=2, batch_size=16), progress=False,
         on_epoch=after_epoch,
     )  # fmt: skip
     best = load_student(folder / "student")

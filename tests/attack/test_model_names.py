@@ -7,7 +7,7 @@ import timm
 from entry import outcome
 
 from vitsal.errors import UserError
-from vitsal.models import load_model
+from vitsal.models.loading import load_model
 
 FORMS = (
     "", " ", ".", "..", "/", "//", "a\0b", "caf\udce9", "a\nb", "x" * 10_000, "foo", "foo:bar", "foo:", ":", ":bar",

@@ -11,12 +11,14 @@ from entry import outcome, vitsal
 from helpers import noise_image
 from values import MODEL
 
-from vitsal.data import open_data
+from vitsal.analysis.exploration import Exploration
+from vitsal.data.images import batches
+from vitsal.data.opening import open_data
+from vitsal.data.pictures import open_image
 from vitsal.errors import UserError
-from vitsal.exploration import Exploration
 from vitsal.guides import RolloutGuide
-from vitsal.images import batches, open_image
-from vitsal.models import load_model, model_transform
+from vitsal.models.loading import load_model
+from vitsal.models.tokens import model_transform
 
 ODD = ("fifo.png", "endless.png", "dangling.png", "loop.png", "folder.png", "caf\udce9.png")
 

@@ -5,15 +5,15 @@ from itertools import islice
 import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch.utils.data import BatchSampler
 
-from vitsal.dropping import num_kept, top_k_patches
+from vitsal.cli.options import parse_image_size, parse_ratios, parse_value
+from vitsal.data.images import IndexedImages, StreamedImages, batches
+from vitsal.data.pictures import spread
 from vitsal.errors import UserError
-from vitsal.images import IndexedImages, StreamedImages, batches, spread
-from vitsal.options import parse_image_size, parse_ratios, parse_value
+from vitsal.reduction.keep import num_kept, top_k_patches
 
 PICTURE = Image.new("RGB", (1, 1))
 quick = settings(max_examples=40, derandomize=True, deadline=None, database=None)

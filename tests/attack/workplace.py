@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import noise_image
+from films import write_film
+from helpers import COUNT, PARAMETERS, noise_image, write_notebook
 from safetensors.torch import save_file
-from test_runs import COUNT, PARAMETERS, write_notebook
-from test_video import write_film
 from values import MODEL
 
-from vitsal.models import load_model
+from vitsal.models.loading import load_model
 
 
 def furnish(folder: Path) -> None:

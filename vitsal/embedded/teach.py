@@ -11,19 +11,21 @@ from typing import Annotated
 import torch
 import typer
 
-from vitsal.data import open_data
-from vitsal.distillation import Recipe, distill
-from vitsal.guides import make_guide
-from vitsal.maps import TEACHERS, MapSettings, cache_maps
-from vitsal.models import grid_size, load_model, model_transform
-from vitsal.students import ARCHITECTURES, load_student, new_student, save_student
+from vitsal.choices import ARCHITECTURES, TEACHERS, TrainingSettings
+from vitsal.data.opening import open_data
+from vitsal.guides.factory import make_guide
+from vitsal.models.loading import load_model
+from vitsal.models.tokens import grid_size, model_transform
+from vitsal.students.distillation import distill
+from vitsal.students.maps import MapSettings, cache_maps
+from vitsal.students.student import load_student, new_student, save_student
 
 TEACHER = "vitsal_digits_guide"
 SCENES = 6_000
 WIDTHS = {"convnet": 16, "transformer": 24}  # small, since they come with the package
 RECIPES = {
-    "convnet": Recipe(epochs=16),
-    "transformer": Recipe(epochs=24, learning_rate=2e-3),
+    "convnet": TrainingSettings(epochs=16),
+    "transformer": TrainingSettings(epochs=24, learning_rate=2e-3),
 }
 
 

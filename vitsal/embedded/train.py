@@ -33,10 +33,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from vitsal.dropping import forward_kept
-from vitsal.embedded import MODEL_NAMES
-from vitsal.files import write_whole
-from vitsal.scenes import make_scene
+from vitsal.data.scenes import make_scene
+from vitsal.jobs.files import write_whole
+from vitsal.models.digits import MODEL_NAMES
+from vitsal.reduction.drop import forward_kept
 
 GRID = 14  # patches on each side of a scene
 BATCH = 32
@@ -45,7 +45,7 @@ NEWTON_SCHULZ = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Schedule:
     """How one model is trained, in stages of (epochs, fewest patches shown, most patches shown).
 
     Each batch draws its number of patches: all of the digit's and random others, or random ones only.
@@ -70,9 +70,9 @@ class Recipe:
 
 
 RECIPES = {
-    "vitsal_digits_target": Recipe(((10, 32, 32), (6, 64, 64), (4, 112, 112), (8, 196, 196)), 2e-3),
-    "vitsal_digits_target_drop": Recipe(((4, 20, 196),), 5e-4, "vitsal_digits_target", whole_digit=False),
-    "vitsal_digits_guide": Recipe(((16, 32, 32), (8, 64, 64), (4, 112, 112), (6, 196, 196)), 3e-3),
+    "vitsal_digits_target": Schedule(((10, 32, 32), (6, 64, 64), (4, 112, 112), (8, 196, 196)), 2e-3),
+    "vitsal_digits_target_drop": Schedule(((4, 20, 196),), 5e-4, "vitsal_digits_target", whole_digit=False),
+    "vitsal_digits_guide": Schedule(((16, 32, 32), (8, 64, 64), (4, 112, 112), (6, 196, 196)), 3e-3),
 }
 
 
@@ -126,7 +126,7 @@ def new_model(name: str, weights: Path | None) -> nn.Module:
     return model
 
 
-def cosine(optimizer: Optimizer, recipe: Recipe) -> CosineLRScheduler:
+def cosine(optimizer: Optimizer, recipe: Schedule) -> CosineLRScheduler:
     """Warm-up over 60 steps, then half a cosine over the rest."""
     steps = len(recipe.shown) * recipe.steps
     warm_up = {"warmup_t": 60, "warmup_lr_init": 1e-6}
@@ -136,7 +136,7 @@ def cosine(optimizer: Optimizer, recipe: Recipe) -> CosineLRScheduler:
 def train_epoch(
     model: nn.Module,
     optimizer: Optimizer,
-    recipe: Recipe,
+    recipe: Schedule,
     epoch: int,
     seed: int,
     progress: tqdm,
@@ -169,7 +169,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> int:
     return state["epochs"]
 
 
-def train(name: str, seed: int, output: Path, recipe: Recipe) -> float:
+def train(name: str, seed: int, output: Path, recipe: Schedule) -> float:
     """Train one model, going on from its last epoch after a kill; returns its accuracy on test scenes."""
     torch.manual_seed(seed)
     muon.zeropower_via_newtonschulz = NEWTON_SCHULZ

@@ -1,0 +1,36 @@
+from .cost import (
+    PLAIN as PLAIN,
+    count_operations as count_operations,
+    dropping_speedup as dropping_speedup,
+    example_images as example_images,
+    gflop_per_image as gflop_per_image,
+    pipeline_cost as pipeline_cost,
+    rollout_cost as rollout_cost,
+    spread_of as spread_of,
+    student_cost as student_cost,
+    time_alternating as time_alternating,
+)
+from .exploration import Exploration as Exploration, View as View
+from .faithfulness import (
+    METRICS as METRICS,
+    Metric as Metric,
+    curve_table as curve_table,
+    score_guides as score_guides,
+    score_table as score_table,
+)
+from .intervals import bootstrap as bootstrap, wilson_interval as wilson_interval
+from .localization import mask_energy as mask_energy, patch_masks as patch_masks, pointing_game as pointing_game
+from .occlusion import (
+    PatchSwitches as PatchSwitches,
+    hide_grey as hide_grey,
+    hide_smoothly as hide_smoothly,
+    switch_off as switch_off,
+)
+from .probing import (
+    attention_distance as attention_distance,
+    attention_distances as attention_distances,
+    mean_attention_distance as mean_attention_distance,
+    patch_distances as patch_distances,
+    position_similarity as position_similarity,
+    projection_filters as projection_filters,
+)

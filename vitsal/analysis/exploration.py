@@ -1,0 +1,74 @@
+"""One picture as one model sees it: recorded once, then explained in any way, and looked at without some patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitsal.guides.attention import AttentionRecord
+from vitsal.guides.explainers import ModelGuide
+from vitsal.guides.factory import Guide
+from vitsal.models.classes import Prediction, class_names, top_classes
+from vitsal.models.pixels import to_pixels
+from vitsal.models.tokens import model_transform
+from vitsal.reduction.drop import forward_kept
+from vitsal.reduction.keep import top_k_patches
+
+
+@dataclass(frozen=True)
+class View:
+    """What a guide says of a picture, and what the model makes of the patches that the guide keeps.
+
+    Attributes:
+        saliency: the guide's map, (gh, gw), raw.
+        keep: numbers of the patches kept, (K,), ascending.
+        predictions: likeliest classes on these patches alone; empty for a model without a classifier.
+    """
+
+    saliency: Tensor
+    keep: Tensor
+    predictions: list[Prediction]
+
+
+class Exploration:
+    """A picture in a model: one forward pass is recorded at the start, each guide's map is computed once.
+
+    Args:
+        model: a timm ViT in eval mode.
+        picture: RGB, of any size.
+
+    Attributes:
+        pixels: what the model sees of the picture, (H, W, 3) in [0, 1].
+        predictions: likeliest classes on all patches, ten at most; empty for a model without a classifier.
+    """
+
+    def __init__(self, model: nn.Module, picture: Image.Image) -> None:
+        device = next(model.parameters()).device
+        self.model = model
+        self.images = model_transform(model)(picture)[None].to(device)
+        self.pixels = to_pixels(self.images, model)[0]
+        self.record = AttentionRecord(model, self.images)
+        self.names = class_names(model)
+        self.predictions = self._top(self.record.logits, 10)
+        self._maps: dict[Guide, Tensor] = {}
+
+    def saliency(self, guide: Guide) -> Tensor:
+        """A guide's map of the picture, (gh, gw); of the model's own guides without another pass through it."""
+        if guide not in self._maps:
+            own = isinstance(guide, ModelGuide) and guide.model is self.model
+            self._maps[guide] = (guide.explain(self.record) if own else guide(self.images))[0].cpu()
+        return self._maps[guide]
+
+    def look(self, guide: Guide, drop_ratio: float) -> View:
+        """Drop the least salient patches, this share of them, and ask the model again."""
+        saliency = self.saliency(guide)
+        keep = top_k_patches(saliency[None], 1 - drop_ratio)
+        with torch.inference_mode():
+            logits = forward_kept(self.model, self.images, keep.to(self.images.device))
+        return View(saliency, keep[0], self._top(logits, 5))
+
+    def _top(self, logits: Tensor, count: int) -> list[Prediction]:
+        return top_classes(logits[0].float().cpu(), self.names, count) if self.model.num_classes else []

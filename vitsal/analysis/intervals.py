@@ -1,0 +1,36 @@
+"""Intervals: of proportions, and of what is computed from many images, by bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927)."""
+    interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+REPEATS = 2_000
+Interval = tuple[float, float, float]
+
+
+def bootstrap(hits: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int) -> Interval:
+    """Value of a statistic of accuracies on all images, and its percentiles over resamples of the images.
+
+    Images differ only in which guides are right on them, so that a resample is one draw of how often each such pattern
+    occurs: exactly the bootstrap over images (Efron 1979), and as cheap for a million of them.
+
+    Args:
+        hits: for each guide, (n,) bool.
+        statistic: takes the guides' accuracies, (R,) each -> (R,).
+        seed: of the resampling.
+    """
+    patterns, counts = np.unique(np.stack(hits, axis=1), axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=REPEATS)
+    values = statistic(*(np.vstack([counts, draws]) @ patterns / counts.sum()).T)
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")  # of infinities there is no mean
+    return float(values[0]), float(low), float(high)

@@ -1,0 +1,185 @@
+"""The commands that measure: `drop-curve`, `benchmark`, `benchmark-data`."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from vitsal.analysis import cost as benchmarks
+from vitsal.choices import ARCHITECTURES, BENCHMARKS, GUIDES
+from vitsal.cli.options import (
+    DATA_HELP,
+    BatchSizeOption,
+    CategoryOption,
+    CheckpointOption,
+    DeviceOption,
+    LimitOption,
+    PlainDiscardOption,
+    PlainHeadFusionOption,
+    WorkersOption,
+    data_path,
+    parse_counts,
+    parse_ratios,
+    refuse_option,
+    taken_options,
+)
+from vitsal.data.opening import open_data
+from vitsal.errors import LARGEST_SEED, check_choice
+from vitsal.experiments import results
+from vitsal.experiments.evaluation import DropExperiment
+from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, recovered_share
+from vitsal.experiments.scale import real_size_cost
+from vitsal.guides.factory import make_guide
+from vitsal.jobs.outputs import check_output, check_output_folder
+from vitsal.jobs.processes import find_device, make_accelerator
+from vitsal.models.loading import load_model
+from vitsal.models.tokens import grid_size, model_transform
+from vitsal.students.student import Student, load_student, load_students, new_student
+
+
+def drop_curve(
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    target: Annotated[str, typer.Option(help="The ViT whose patches are dropped: any timm ViT.")],
+    guide: Annotated[str, typer.Option(help=f"{', '.join(GUIDES)}; several with commas between them.")] = "rollout",
+    guide_model: Annotated[str | None, typer.Option(help="The ViT inside the guide; the target by default.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="For the guide student: folders or hub names, with commas between them.")
+    ] = None,
+    head_fusion: PlainHeadFusionOption = None,
+    discard_ratio: PlainDiscardOption = None,
+    category_index: CategoryOption = None,
+    keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
+    checkpoint: CheckpointOption = None,
+    guide_checkpoint: CheckpointOption = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 32,
+    num_workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    seed: Annotated[
+        int | None, typer.Option(help="Of the random guide.", min=0, max=LARGEST_SEED, show_default="0")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at an image that cannot be read, instead of skipping it.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Table to write or add to, *.csv; runs/drop-curve-<hash>.csv by default."),
+    ] = None,
+) -> None:
+    """Accuracy of a target that sees only the patches a guide chooses, for each keep ratio.
+
+    Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
+    is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
+    """
+    ratios = parse_ratios(keep)
+    names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
+    options = taken_options(
+        names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
+    )
+    taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
+    weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
+    check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
+    if output is not None:
+        results.read_results(output)
+    accelerator = make_accelerator()
+    where = accelerator.device if device == "auto" else find_device(device)
+    vit = load_model(target, checkpoint, device=where)
+    inner_name = target if guide_model is None else guide_model
+    same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
+    inner = vit if same_model else load_model(inner_name, guide_checkpoint, device=where)
+    choosers = {name: make_guide(name, vit, model=inner, **options) for name in names if name != "student"}
+    if "student" in names:
+        pupils = load_students(student, where) if student else {"": None}
+        choosers |= {f"student {name}": make_guide("student", vit, student=pupil) for name, pupil in pupils.items()}
+    dataset = open_data(data, model_transform(vit), split=split)
+    experiment = DropExperiment(vit, choosers, dataset, tuple(ratios), limit)
+    identity = results.identity_table(experiment.about, target)
+    path = output or results.results_file("runs", "drop-curve", identity)
+    results.check_same(results.read_results(path), identity, path)
+    outcomes = experiment.run(folder=path.parent, batch_size=batch_size, num_workers=num_workers, strict=strict)
+    if accelerator.is_main_process:
+        table = results.results_table(outcomes, target)
+        results.add_results(table, path)
+        print(table[[*SUMMARY_COLUMNS, *results.DIFFERENCE]].to_string(index=False, float_format="{:.4f}".format))
+        print_shares(outcomes, ratios)
+        print(path)
+
+
+def print_shares(outcomes: Outcomes, keep_ratios: list[float]) -> None:
+    """Tell the share of the gap between random and rollout that a student recovers, where all three were asked for."""
+    pupils = [name for name in outcomes.guides if name.startswith("student ")]
+    if {"random", "rollout"} <= set(outcomes.guides):
+        for pupil, ratio in product(pupils, (ratio for ratio in keep_ratios if ratio < 1)):
+            share = recovered_share(outcomes, pupil, ratio, chance="random", ideal="rollout")
+            print("{}, keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(pupil, ratio, *share))
+
+
+def benchmark(
+    what: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}.")],
+    model: Annotated[str, typer.Option(help="Any timm ViT; random weights, since only time is measured.")] = "",
+    student: Annotated[
+        str | None, typer.Option(help="A folder or a hub name; by default new ones of both kinds.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=65_536)] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Keep ratios, for pipeline and dropping.", show_default="0.5,0.25")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16, for pipeline and dropping.", show_default="float32")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10_000)] = 9,
+    device: DeviceOption = "auto",
+) -> None:
+    """Time of rollout or students against a plain forward pass; speed-up of pipeline or target against its limit.
+
+    pipeline: student, choice of patches and target. dropping: the target alone, its patches chosen beforehand.
+    """
+    check_choice("benchmark", what, BENCHMARKS)
+    for option, value in {"student": student, "keep": keep, "precision": precision}.items():
+        if value is not None and option not in BENCHMARKS[what]:
+            refuse_option(option, what, ", ".join(name for name, taken in BENCHMARKS.items() if option in taken))
+    ratios = parse_ratios("0.5,0.25" if keep is None else keep)
+    precision = "float32" if precision is None else precision
+    part = what in ("rollout", "student")  # these cost a part of a target; the others make one faster
+    name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
+    vit = load_model(name, pretrained=False, device=find_device(device))
+    size = batch_size or (32 if part else 8)
+    if what == "rollout":
+        table = benchmarks.rollout_cost(vit, size, repeats=repeats)
+    elif what == "student":
+        table = benchmarks.student_cost(vit, students_to_time(student, vit), size, repeats=repeats)
+    elif what == "dropping":
+        table = benchmarks.dropping_speedup(vit, size, ratios, repeats=repeats, precision=precision)
+    else:
+        pupils = students_to_time(student, vit)
+        guides = {pupil: make_guide("student", vit, student=module) for pupil, module in pupils.items()}
+        table = benchmarks.pipeline_cost(vit, guides, ratios, batch_size=size, repeats=repeats, precision=precision)
+    print(f"{name}, batch {size}, torch {torch.__version__}, {repeats} rounds")
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+
+
+def benchmark_data(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for journals, tables and maps.")],
+    samples: Annotated[str, typer.Option(help="Numbers of samples, with commas between them.")] = "5000,50000",
+) -> None:
+    """Time and memory of what handles data, at real size: drop curve, journal, table, maps, with hardly any model.
+
+    Made-up images, 3 guides, 4 keep ratios. Killed and started again, it goes on. Several processes: as drop-curve.
+    """
+    counts = parse_counts(samples)
+    check_output_folder(output)
+    table = real_size_cost(counts, output)
+    if make_accelerator().is_main_process:
+        print(table.to_string(index=False, float_format="{:.3f}".format))
+
+
+def students_to_time(name: str | None, target: nn.Module) -> dict[str, Student]:
+    """The student of this name, or, without one, a new one of each kind for the target's grid."""
+    device = next(target.parameters()).device
+    if name is not None:
+        return {name: load_student(name, device)}
+    return {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}

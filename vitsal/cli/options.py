@@ -1,0 +1,165 @@
+"""What several commands share: their options, and how a word of the command line becomes a value."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import vitsal as vs
+from vitsal.choices import GUIDE_OPTIONS
+from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_number, check_whole, quoted
+
+OPTION_NAMES = {"model": "guide_model"}  # where the command line's differs from the function's
+LONGEST_INPUT = 8_192  # pixels
+LONGEST_VALUE = 10_000  # characters of a value that is read as Python writes it; of more, its parser may crash
+
+
+def takers(option: str) -> str:
+    """The guides that take an option of `make_guide`."""
+    return ", ".join(guide for guide, options in GUIDE_OPTIONS.items() if option in options)
+
+
+def _head_fusion(default: str) -> Any:
+    said = f"mean, max or min over the heads, for {takers('head_fusion')}."
+    return typer.Option(help=said, show_default=default)
+
+
+def _discard_ratio(default: str) -> Any:
+    said = f"Fraction of each block's attention to drop, from 0 to below 1, for {takers('discard_ratio')}."
+    return typer.Option(help=said, show_default=default)
+
+
+# None is what nobody has given: what a guide does not take is refused (`taken_options`), and so must be told from that
+HeadFusionOption = Annotated[str | None, _head_fusion("max")]
+DiscardOption = Annotated[float | None, _discard_ratio("0.9")]
+PlainHeadFusionOption = Annotated[str | None, _head_fusion("mean")]
+PlainDiscardOption = Annotated[float | None, _discard_ratio("0.0")]
+CategoryOption = Annotated[
+    int | None,
+    typer.Option(help=f"Index of the class to explain, for {takers('category_index')}; by default the predicted one."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+CheckpointOption = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Pixels of the model's input, HEIGHT,WIDTH or one number for a square; by default the model's own."
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1, max=LARGEST_COUNT)
+]
+BatchSizeOption = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
+WorkersOption = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
+SeedOption = Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0, max=LARGEST_SEED)]
+DATA_HELP = "A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/..."
+
+
+def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
+    """The options for guides that were given on the command line, by their names in `make_guide`; None is not given.
+
+    Raises:
+        UserError: an option was given that none of the guides takes.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    taken = {option for guide in guides for option in GUIDE_OPTIONS.get(guide, ())}
+    for option in (name for name in given if name not in taken):
+        refuse_option(OPTION_NAMES.get(option, option), ", ".join(guides), takers(option))
+    return given
+
+
+def data_path(source: str) -> str:
+    """Where data lies, by its name on the command line; "" for data sets that are no folder of that name."""
+    return "" if source in ("digits", "imagenette") else source.removeprefix("wds/")
+
+
+def refuse_option(option: str, user: str, others: str) -> NoReturn:
+    """Raise the UserError that says that `user` would pass over an option, and who takes it."""
+    raise UserError(f"--{option.replace('_', '-')} says nothing to {user}: it is for {others}. Leave it out.")
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Read keep ratios such as "1.0,0.7,0.5".
+
+    Raises:
+        UserError: one of them is no number in (0, 1].
+    """
+    ratios = [check_number("keep ratio", parse_value(part), 0, 1, open_end="low") for part in text.split(",")]
+    return list(dict.fromkeys(ratios))
+
+
+def parse_counts(text: str) -> list[int]:
+    """Read numbers of samples such as "5000,50000".
+
+    Raises:
+        UserError: one of them is no whole number from 1 on.
+    """
+    return [check_whole("number of samples", parse_value(part), 1, LARGEST_COUNT) for part in text.split(",")]
+
+
+def load_sized_model(
+    name: str, image_size: str | None, device: str = "auto", checkpoint: str | Path | None = None
+) -> Any:
+    """Load a model for images of this size, such as "288,512": (H, W) in pixels; None leaves the model's own.
+
+    Raises:
+        UserError: no such size, one that is no whole number of patches, or what `load_model` and `find_device` raise.
+    """
+    options = {} if image_size is None else {"img_size": parse_image_size(image_size)}
+    model = vs.load_model(name, checkpoint, device=vs.find_device(device), **options)
+    patch = model.patch_embed.patch_size
+    if any(pixels % step for pixels, step in zip(options.get("img_size", (0, 0)), patch, strict=True)):
+        raise UserError(
+            f"The image size {image_size} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
+        )
+    return model
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read an image size, (H, W) in pixels: "288,512", or "384" for a square.
+
+    Raises:
+        UserError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 2 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) for part in parts):
+        raise UserError(
+            f"The image size must be HEIGHT,WIDTH in pixels, such as 288,512, or one number; got {quoted(text)}."
+        )
+    height, width = (check_whole("image size", int(part), 1, LONGEST_INPUT) for part in (parts[0], parts[-1]))
+    return height, width
+
+
+def parse_value(text: str) -> Any:
+    """Read a number, True, False, None or a list as Python writes them; anything else is text."""
+    text = text.strip()
+    try:
+        return ast.literal_eval(text) if len(text) <= LONGEST_VALUE else text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # "{[]:1}"; nested without end
+        return text
+
+
+def parse_run_arguments(arguments: list[str]) -> tuple[list[int], dict[str, Any]]:
+    """Split `1 3 -p preset digits` into notebook numbers and parameters.
+
+    Raises:
+        UserError: something that is neither a number nor `-p NAME VALUE`.
+    """
+    numbers, parameters, rest = [], {}, list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "-p" and len(rest) >= 2:
+            name, value = rest.pop(0), rest.pop(0)
+            parameters[name] = parse_value(value)
+        elif re.fullmatch("[0-9]{1,9}", word):
+            numbers.append(int(word))
+        else:
+            raise UserError(
+                f"{quoted(word)} is neither a notebook's number nor a parameter: vitsal run 1 3 -p NAME VALUE."
+            )
+    return numbers, parameters

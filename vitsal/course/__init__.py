@@ -1,0 +1,5 @@
+"""Course: presets, headless runs of the notebooks, the published experiments."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,168 @@
+"""Presets bundle models, data and rollout parameters, so that one name moves a notebook from toy data to ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_choice, check_whole, quoted, suggestion
+
+KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one experiment is made of; every part can be replaced singly (`choose_preset`).
+
+    Args:
+        target: the ViT that is made cheaper.
+        drop_target: the same, trained with patches dropped, to compare with; "" for none.
+        students: what `vitsal.students.load_students` takes; "" for none that are there already.
+        guide_model: the small ViT whose rollout chooses the patches.
+        data, split: what `vitsal.data.open_data` takes.
+        train_data, train_split: the same for the images that students learn from; "" is the same data.
+        train_limit: number of images that students learn from.
+        epochs: passes over them.
+        student_width: how wide students are (`vitsal.students.Student`).
+        head_fusion, discard_ratio: of all rollouts.
+        keep_ratios: fractions of patches kept.
+        limit: number of images, spread evenly over the data; None takes all.
+    """
+
+    target: str
+    guide_model: str
+    data: str
+    split: str = "validation"
+    train_data: str = ""
+    train_split: str = "train"
+    train_limit: int | None = None
+    epochs: int = 40
+    student_width: int = 32
+    drop_target: str = ""
+    students: str = ""
+    head_fusion: str = "max"
+    discard_ratio: float = 0.9
+    keep_ratios: tuple[float, ...] = KEEP_RATIOS
+    limit: int | None = None
+
+
+PART_TYPES: dict[str, tuple[type, ...]] = {
+    "target": (str,),
+    "drop_target": (str,),
+    "students": (str,),
+    "guide_model": (str,),
+    "data": (str,),
+    "split": (str,),
+    "train_data": (str,),
+    "train_split": (str,),
+    "train_limit": (int,),
+    "epochs": (int,),
+    "student_width": (int,),
+    "head_fusion": (str,),
+    "discard_ratio": (float, int),
+    "keep_ratios": (list, tuple),
+    "limit": (int,),
+}
+COUNTS = ("limit", "train_limit", "epochs", "student_width", "batch_size", "repeats")
+RANGES = {name: (1, LARGEST_COUNT) for name in COUNTS} | {"seed": (0, LARGEST_SEED)}  # of every notebook's
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(
+        target="vitsal_digits_target",
+        drop_target="vitsal_digits_target_drop",
+        students="digits-convnet-rollout, digits-transformer-rollout, "
+        "digits-convnet-grad-rollout, digits-transformer-grad-rollout",
+        guide_model="vitsal_digits_guide",
+        data="digits",
+        split="test",
+        train_limit=800,
+        epochs=7,
+        student_width=16,
+    ),
+    "imagenette": Preset(
+        target="deit_tiny_patch16_224",
+        guide_model="deit_tiny_patch16_224",
+        data="imagenette",
+    ),
+    "imagenet": Preset(
+        target="vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        guide_model="deit_tiny_patch16_224.fb_in1k",
+        data="hfids/ILSVRC/imagenet-1k",
+        train_limit=100_000,
+    ),
+    "imagenet-large": Preset(
+        target="vit_large_patch16_224.augreg_in21k_ft_in1k",
+        guide_model="deit_tiny_patch16_224.fb_in1k",
+        data="hfids/ILSVRC/imagenet-1k",
+        train_limit=100_000,
+    ),
+}
+
+
+def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Preset:
+    """Return a preset, with the parts in `changes` that are not None replaced.
+
+    Raises:
+        UserError: unknown preset, or a part that presets do not have.
+
+    Example:
+        >>> choose_preset("digits", {"limit": 100, "target": None}).limit
+        100
+    """
+    preset = PRESETS[check_choice("preset", name, PRESETS)]
+    changes = {part: value for part, value in (changes or {}).items() if value is not None}
+    known = [part.name for part in fields(Preset)]
+    for part in changes:
+        if part not in known:
+            raise UserError(f"A preset has no {part!r}.{suggestion(part, known)} It has {', '.join(known)}.")
+    return replace(preset, **changes)
+
+
+def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:
+    """Check a notebook's parameters and make its preset of them: `read_parameters(globals(), seed=int)`.
+
+    Args:
+        namespace: the notebook's `globals()`, after the cell tagged parameters: `preset`, parts of it (None leaves the
+            preset's own), and the notebook's own parameters.
+        others: the notebook's own parameters and their types.
+
+    Raises:
+        UserError: see `check_parameters`; an unknown preset.
+
+    Example:
+        >>> read_parameters({"preset": "digits", "limit": 100, "seed": 0}, seed=int).limit
+        100
+    """
+    parts = {name: (*kinds, type(None)) for name, kinds in PART_TYPES.items()}
+    given = check_parameters(namespace, preset=str, **parts, **others)
+    return choose_preset(given["preset"], {name: given.get(name) for name in PART_TYPES})
+
+
+def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type, ...]) -> dict[str, object]:
+    """Return a notebook's parameters, all plain values in its `globals()`, if they are known and of the right types.
+
+    papermill defines every name it is given, so that a mistyped one would go unnoticed.
+
+    Args:
+        namespace: the notebook's `globals()`, after the cell tagged parameters.
+        types: the parameters that there are, and their types.
+
+    Raises:
+        UserError: an unknown parameter, with the known ones; a value of a wrong type, or out of its range.
+    """
+    given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
+    for name, value in given.items():
+        if name not in types:
+            raise UserError(f"Unknown parameter {name!r}.{suggestion(name, types)} Known: {', '.join(types)}.")
+        kinds = types[name] if isinstance(types[name], tuple) else (types[name],)
+        if type(value) not in kinds:
+            said = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise UserError(f"Parameter {name!r} cannot be {quoted(value)}: it takes {said}.")
+        if name in RANGES and value is not None:
+            check_whole(f"parameter {name!r}", value, *RANGES[name])
+    return given
+
+
+def _is_parameter(name: str, value: object) -> bool:
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    constant = name.isupper()  # imported from the package
+    return type(value) in plain and not (name.startswith("_") or constant or name in ("In", "Out"))

@@ -1,0 +1,51 @@
+from .archives import open_archive as open_archive
+from .images import (
+    Batch as Batch,
+    IndexedImages as IndexedImages,
+    Sample as Sample,
+    StreamedImages as StreamedImages,
+    batches as batches,
+    data_fingerprint as data_fingerprint,
+    data_place as data_place,
+    describe_transform as describe_transform,
+    image_loader as image_loader,
+    sample_keys as sample_keys,
+)
+from .labels import (
+    Classes as Classes,
+    check_classes as check_classes,
+    find_classes as find_classes,
+    is_hidden as is_hidden,
+)
+from .opening import data_dir as data_dir, open_data as open_data, open_pictures as open_pictures
+from .pictures import (
+    BrokenImage as BrokenImage,
+    check_shape as check_shape,
+    decode as decode,
+    decoding as decoding,
+    open_image as open_image,
+    open_images as open_images,
+    spread as spread,
+    to_rgb as to_rgb,
+    upright as upright,
+    warn_of_skipped as warn_of_skipped,
+)
+from .scenes import (
+    DigitScenes as DigitScenes,
+    Pose as Pose,
+    Scene as Scene,
+    digit_rows as digit_rows,
+    make_scene as make_scene,
+)
+from .shards import ShardImages as ShardImages, open_shards as open_shards
+from .sources import (
+    FolderImages as FolderImages,
+    HubImages as HubImages,
+    Member as Member,
+    SceneImages as SceneImages,
+    TarImages as TarImages,
+    file_stamp as file_stamp,
+    list_folder as list_folder,
+    list_tar as list_tar,
+)
+from .uploads import read_upload as read_upload

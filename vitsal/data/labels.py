@@ -1,0 +1,109 @@
+"""What the folders of a data set mean as classes: ImageNet's by WordNet id, or numbered in order; never a guess."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from timm.data import ImageNetInfo
+from timm.utils.misc import natural_key
+from torch import nn
+
+from vitsal.data.images import IndexedImages, StreamedImages
+from vitsal.errors import UserError, printable
+
+IMAGENET_CLASSES = 1_000
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The class of each sample, how many classes there are, and their folders where these are numbered in order.
+
+    Where the class of some cannot be told, theirs is -1, and `unclear` says why: who needs no labels may go on.
+    """
+
+    labels: list[int]
+    num_classes: int
+    folders: tuple[str, ...] = ()
+    unclear: str = ""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data's own: `.ipynb_checkpoints`, `._image.jpg`, `__MACOSX`, ..."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def find_classes(paths: Sequence[str], source: str) -> Classes:
+    """Classes of images, from the folders that they lie in.
+
+    The class is the part of the path that is a WordNet id of ImageNet-1k, if every path has one such part. If none has,
+    it is the last folder, and folders are numbered in the order of their names.
+
+    Args:
+        paths: of the images, within the data set, with "/" between their parts.
+        source: what to call the data set in messages.
+
+    Raises:
+        UserError: images that lie in no folder.
+    """
+    if not all("/" in path for path in paths):
+        raise UserError(f"{source} holds images that lie in no class folder; their class is the name of their folder.")
+    imagenet = _imagenet()
+    ids = [{part for part in path.split("/")[:-1] if part in imagenet} for path in paths]
+    if not any(ids):
+        return _in_order([path.split("/")[-2] for path in paths])
+    labels = [imagenet[min(found)] if len(found) == 1 else -1 for found in ids]
+    folders = {path.rpartition("/")[0] for path, label in zip(paths, labels, strict=True) if label < 0}
+    unclear = folders and (
+        f"{source} has folders named by WordNet ids of ImageNet, and others that are not, or not by one alone: "
+        f"{_some(sorted(folders))}. The class of their images cannot be told: rename or remove them."
+    )
+    return Classes(labels, IMAGENET_CLASSES, unclear=unclear or "")
+
+
+def _in_order(names: list[str]) -> Classes:
+    folders = sorted(set(names), key=lambda name: (natural_key(name), name))
+    numbers = {name: number for number, name in enumerate(folders)}
+    return Classes([numbers[name] for name in names], len(folders), tuple(folders))
+
+
+@cache
+def _imagenet() -> dict[str, int]:
+    return {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, printable."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def check_classes(dataset: IndexedImages | StreamedImages, target: nn.Module) -> None:
+    """Refuse data whose classes cannot be the target's; say so where they are its own by nothing but their order.
+
+    Streams, whose number of classes nobody knows beforehand, pass; their labels are looked at one by one.
+
+    Raises:
+        UserError: the class of some images cannot be told, or the data has another number of classes than the target.
+    """
+    if dataset.unclear:
+        raise UserError(dataset.unclear)
+    known, folders = dataset.num_classes, dataset.folders
+    if known is None:
+        return
+    if known != target.num_classes:
+        named = f" ({_some(folders)})" if folders else " (ImageNet's)" if known == IMAGENET_CLASSES else ""
+        remedy = " or name the folders by WordNet ids of ImageNet" if target.num_classes == IMAGENET_CLASSES else ""
+        raise UserError(
+            f"The data {dataset.source!r} has {known:,} classes{named}, and the target tells {target.num_classes:,} "
+            f"apart, so its labels are not the target's: choose a target with {known:,} classes{remedy}."
+        )
+    if folders:
+        numbered = _some([f"{number} {name}" for number, name in enumerate(folders)])
+        warnings.warn(
+            f"The classes of {dataset.source!r} are numbered in the order of their folders' names, and taken for the "
+            f"target's: {numbered}.",
+            stacklevel=2,
+        )

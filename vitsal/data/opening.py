@@ -1,0 +1,209 @@
+"""Opening a data set from any source that `timm.data` reads, or one of this course's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.readers import create_reader, get_img_extensions
+from torch.utils.data import IterableDataset
+
+from vitsal.data.images import IndexedImages, StreamedImages
+from vitsal.data.labels import find_classes
+from vitsal.data.pictures import Transform, decode, spread, to_rgb
+from vitsal.data.scenes import DigitScenes
+from vitsal.data.shards import open_shards
+from vitsal.data.sources import FolderImages, HubImages, SceneImages, TarImages, list_folder, list_tar
+from vitsal.errors import UserError, check_choice, printable
+
+STREAMS = ("hfids/", "wds/", "tfds/")
+SPLITS = ("train", "validation", "val", "test")  # of our own data, which has two parts: all but "train" is the other
+DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
+TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
+
+
+def open_data(source: str, transform: Transform, *, split: str = "validation") -> IndexedImages | StreamedImages:
+    """Open a data set.
+
+    Args:
+        source: "digits", the embedded scenes; "imagenette", downloaded by torchvision; a folder with one folder of
+            images per class, or a tar file of such a folder; or a timm name: "hfds/..." (Hugging Face), "hfids/..."
+            (the same, streamed), "wds/..." (WebDataset shards). Folders named by WordNet id mean ImageNet's classes.
+        transform: PIL image -> (3, H, W), such as `model_transform(model)`.
+        split: which part of it; "train" or one of `SPLITS` for "digits" and "imagenette", and without meaning for
+            folders and tar files, which have no parts; for the others, what their library takes.
+
+    Raises:
+        UserError: nothing there, no images in it, an unknown split, shards that are missing or are commands, folders
+            whose classes cannot be told.
+    """
+    if source.startswith(STREAMS):
+        return _open_stream(source, transform, split)
+    if source.startswith("hfds/"):
+        return _open_hub(source, transform, split)
+    check_choice("split", split, SPLITS)
+    if source == "digits":
+        scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
+        return _indexed(SceneImages(scenes), transform, f"digits, {split}", num_classes=len(scenes.classes))
+    if source == "imagenette":
+        return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
+    return _open_files(source, transform, source)
+
+
+def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict[str, Image.Image]:
+    """A few pictures of a data set as they are, before any transform: name -> picture, RGB.
+
+    Args:
+        source, split: as `open_data` takes them.
+        limit: how many at most, spread evenly over the data, or the first of a stream; those that cannot be read are
+            left out.
+
+    Raises:
+        UserError: nothing there, or no images in it.
+    """
+    dataset = open_data(source, to_rgb, split=split)
+    streamed = isinstance(dataset, StreamedImages)
+    samples = islice(dataset, limit) if streamed else (dataset[index] for index in spread(len(dataset), limit))
+    return {dataset.name(sample.index): sample.image for sample in samples if sample.image is not None}
+
+
+def _indexed(
+    images: FolderImages | TarImages | HubImages | SceneImages, transform: Transform, source: str, **classes: Any
+) -> IndexedImages:
+    return IndexedImages(images.read, images.name, len(images), transform, source=source, stamp=images.stamp, **classes)
+
+
+def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
+    """A folder, or a tar file."""
+    folder = os.path.isdir(path)
+    if not folder and not os.path.isfile(path):  # opening a FIFO would wait for ever
+        raise UserError(
+            f"There is no data at {printable(path)!r}. Give a folder with one folder of images per class, a tar file, "
+            "'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
+        )
+    try:
+        found = list_folder(path) if folder else list_tar(path)
+    except Exception as error:  # of the file system, of tarfile
+        raise UserError(f"{printable(path)} holds no images that can be read: {error}.") from error
+    parts = sorted({path.split("/")[0] for path in found if isinstance(path, str)})
+    if len(parts) > 1 and set(parts) <= set(SPLITS):
+        raise UserError(
+            f"{printable(path)} holds parts, not classes ({', '.join(parts)}); name one: {path}/{parts[0]}."
+        )
+    if not found:
+        raise UserError(f"{printable(path)} holds no images ({', '.join(get_img_extensions())}).")
+    classes = find_classes(found if folder else [member.path for member in found], printable(path))
+    images = (FolderImages if folder else TarImages)(path, found, classes.labels)
+    about = {"num_classes": classes.num_classes, "folders": classes.folders, "unclear": classes.unclear}
+    return _indexed(images, transform, source, **about)
+
+
+def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
+    reader = _open_library(source, split, lambda: create_reader(source, split=split))
+    label = reader.dataset.features.get("label")
+    if not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
+        raise UserError(f"The data set {source!r} has no column 'label' of whole numbers.")
+    return _indexed(
+        HubImages(reader.dataset), transform, f"{source}, {split}", num_classes=len(reader.class_to_idx) or None
+    )
+
+
+def _open_stream(source: str, transform: Transform, split: str) -> StreamedImages:
+    """Every process gets the whole stream: who takes which batch, and that none is counted twice, is up to accelerate.
+
+    Left alone, timm gives each process its share of the shards, rounded so that samples are lost or repeated.
+    """
+    kind, name = source.split("/", 1)
+    label = f"{source}, {split}"
+    if kind == "wds":
+        shards = _open_library(source, split, lambda: open_shards(name, split, transform))
+        dataset, stamp, num_classes = shards, shards.stamp, None
+    else:
+        stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
+        dataset, stamp, num_classes = _Stream(stream, label), _version(stream.reader), len(stream.reader.class_to_idx)
+    return StreamedImages(dataset, label, stamp=stamp, transform=transform, num_classes=num_classes or None)
+
+
+def _timm_stream(source: str, split: str, transform: Transform) -> IterableDataset:
+    if source.startswith("tfds/") and ":" in source and not source.rpartition(":")[2].replace(".", "").isdecimal():
+        raise UserError("A namespace before the name stands for code from elsewhere, which is not run.")
+    hub = source.startswith("hfids/")
+    options = {"input_img_mode": "", "num_samples": 1} if hub else {}  # `decode` makes RGB; training needs the number
+    prepare = partial(_prepare, transform)
+    stream = create_dataset(source, root=None, split=split, transform=prepare, is_training=False, **options)
+    if hub:
+        stream.reader.builder.as_streaming_dataset(split=split)  # timm would find an unknown split while reading
+    stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
+    return stream
+
+
+def _prepare(transform: Transform, image: Image.Image) -> Any:
+    return transform(decode(image))
+
+
+def _version(reader: Any) -> str:
+    """What a library tells versions of its data sets apart by: TensorFlow's by their names."""
+    builder = reader.builder
+    files = getattr(builder.config, "data_files", None) or {}
+    states = {part: getattr(listed, "origin_metadata", None) for part, listed in files.items()}
+    return getattr(builder.info, "full_name", f"{builder.hash} {builder.config_id} {states}")
+
+
+class _Stream(IterableDataset):
+    """A library's stream that ends with its last sample, or with an error that says where it broke."""
+
+    def __init__(self, stream: IterableDataset, source: str) -> None:
+        self.stream, self.source = stream, source
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        number = 0
+        try:
+            for image, label in self.stream:
+                yield image, -1 if label is None else label
+                number += 1
+        except Exception as error:  # of every library and file format
+            raise UserError(
+                f"The data set {self.source} breaks off: its sample {number:,} cannot be read: {error}. A stream "
+                "leaves nothing out; with hfds/ in the place of hfids/, broken images are skipped and named."
+            ) from error
+
+
+def _open_library(source: str, split: str, opener: Callable[[], Any]) -> Any:
+    """What a library opens, whatever it raises told as one error."""
+    try:
+        return opener()
+    except ImportError as error:
+        needed = "tensorflow-datasets" if source.startswith("tfds/") else "'vitsal[hub]'"
+        raise UserError(f"{source!r} needs a library that is not installed: pip install {needed}.") from error
+    except Exception as error:  # of every library and file format
+        told = " ".join(str(error).split())
+        raise UserError(f"The data set {source!r}, split {split!r}, cannot be opened: {told}") from error
+
+
+def _imagenette(split: str) -> Path:
+    """Folder of Imagenette's part, of whatever image size is there; downloaded by torchvision where there is none."""
+    part = "train" if split == "train" else "val"
+    for folder in sorted(data_dir().glob(f"imagenette2*/{part}")):
+        return folder
+    try:
+        torchvision.datasets.Imagenette(str(data_dir()), split=part, size="320px", download=True)
+    except OSError as error:
+        raise UserError(
+            f"Imagenette is not in {data_dir()} and cannot be downloaded ({error}). Give a folder as data, or "
+            f"name the folder that holds imagenette2-320 in the environment variable {DATA_DIR_VARIABLE}."
+        ) from error
+    return data_dir() / "imagenette2-320" / part
+
+
+def data_dir() -> Path:
+    """Where downloads go: VITSAL_DATA_DIR, or `data` in the course's folder, or in the current one."""
+    course = Path(__file__).parents[2]
+    default = course if (course / "notebooks").is_dir() else Path.cwd()
+    return Path(os.environ.get(DATA_DIR_VARIABLE) or default / "data")

@@ -1,0 +1,223 @@
+"""Digit scenes: a labelled data set with known objects, made on the fly from files of two packages.
+
+Real handwritten digits (``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, UCI "Optical Recognition of
+Handwritten Digits") are coloured, scaled, rotated, sheared and placed anywhere over crops of real photographs
+(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which
+of its pixels are digit, so a saliency map can be checked against the object that it should find.
+Nothing is downloaded.
+
+Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``digit_rows``.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import skimage
+import sklearn.datasets
+import torch
+from PIL import Image, ImageDraw, ImageEnhance
+
+from vitsal.errors import check_choice
+
+AFFINE, BICUBIC, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+SIZE = 112  # pixels on each side of a scene
+GLYPH_CELL = 8  # pixels of a cached glyph per pixel of the 8 x 8 digit
+GLYPH = 10 * GLYPH_CELL  # the digit and one empty pixel around it, so that strokes end inside the glyph
+PHOTOGRAPHS = {
+    "train": (
+        "astronaut.png", "brick.png", "camera.png", "flower.jpg", "grass.png", "gravel.png",
+        "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg",
+    ),
+    "test": ("chelsea.png", "china.jpg", "coffee.png", "coins.png", "rocket.jpg"),
+}  # fmt: skip
+
+
+class Scene(NamedTuple):
+    """Image (112, 112, 3) uint8, mask of the digit's ink (112, 112) bool, and what the scene was made of."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    label: int
+    digit: int  # row in sklearn.datasets.load_digits()
+    photograph: str
+
+
+class Pose(NamedTuple):
+    """Where a digit lies: center (x, y) and side of its 8 x 8 box in pixels, rotation in radians, shear."""
+
+    center: np.ndarray
+    side: float
+    angle: float
+    shear: float
+
+
+@cache
+def digit_rows(split: str) -> np.ndarray:
+    """Rows of ``load_digits()`` that a split draws from, int64: every fourth is test, the others train.
+
+    Raises:
+        UserError: for an unknown split.
+    """
+    check_choice("split", split, PHOTOGRAPHS)
+    rows = np.arange(len(_digits()[1]))
+    return rows[(rows % 4 == 3) == (split == "test")]
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Glyphs (1797, 80, 80) uint8, smoothly enlarged, and labels (1797,)."""
+    digits = sklearn.datasets.load_digits()
+    padded = np.pad(digits.images / 16 * 255, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
+    glyphs = [np.asarray(Image.fromarray(image).resize((GLYPH, GLYPH), BICUBIC)) for image in padded]
+    return np.stack(glyphs), digits.target
+
+
+@cache
+def _photograph(name: str) -> Image.Image:
+    """At most three scenes wide: larger would only make every crop slower."""
+    for folder in (Path(skimage.data_dir), Path(sklearn.datasets.__file__).parent / "images"):
+        if (folder / name).exists():
+            image = Image.open(folder / name).convert("RGB")
+            image.thumbnail((3 * SIZE, 3 * SIZE))
+            return image
+    raise FileNotFoundError(f"photograph {name!r} comes with neither scikit-image nor scikit-learn")
+
+
+def _random_pose(rng: np.random.Generator) -> Pose:
+    side = rng.uniform(44, 54)
+    center = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
+    return Pose(center, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15))
+
+
+def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
+    """Opacity of the ink, (112, 112) float32 in 0..1: the glyph in its pose, edges sharpened."""
+    cos, sin = np.cos(pose.angle), np.sin(pose.angle)
+    matrix = 8 * GLYPH_CELL / pose.side * np.array([[1, pose.shear], [0, 1]]) @ np.array([[cos, sin], [-sin, cos]])
+    offset = GLYPH / 2 - matrix @ pose.center
+    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    image = Image.fromarray(glyph).transform((SIZE, SIZE), AFFINE, data, BILINEAR)
+    return np.clip((np.asarray(image, np.float32) / 255 - 0.46) * 6, 0, 1)
+
+
+def _standout_colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
+    """Of 4 random bright colours the one farthest from the mean background: whatever is painted shows."""
+    colours = rng.uniform(60, 255, (4, 3)).astype(np.float32)
+    colours[range(4), rng.integers(3, size=4)] = 255
+    return colours[((colours - background) ** 2).sum(1).argmax()]
+
+
+def _crop(rng: np.random.Generator, photograph: Image.Image) -> Image.Image:
+    side = rng.uniform(SIZE, min(photograph.size))
+    left, top = rng.uniform(0, np.array(photograph.size) - side)
+    box = (left, top, left + side, top + side)
+    crop = photograph.resize((SIZE, SIZE), BILINEAR, box, reducing_gap=1.0)
+    return ImageEnhance.Brightness(crop).enhance(0.5)
+
+
+def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
+    """Corners (n, 2) of a disc, bar, cross or triangle about the origin, turned at random."""
+    shape = rng.integers(4)
+    if shape == 0:
+        turns = np.linspace(0, 2 * np.pi, 24)
+        points = np.stack([np.cos(turns), rng.uniform(0.5, 1) * np.sin(turns)], 1)
+    elif shape == 1:
+        points = np.array([[-1, -0.25], [1, -0.25], [1, 0.25], [-1, 0.25]])
+    elif shape == 2:
+        quarter = np.array([[1, -0.25], [1, 0.25], [0.25, 0.25]])
+        turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]
+        points = np.concatenate([quarter @ np.array([[c, s], [-s, c]]) for c, s in turns])
+    else:
+        points = np.array([[0, -1], [0.87, 0.5], [-0.87, 0.5]])
+    cos, sin = np.cos(angle := rng.uniform(0, 2 * np.pi)), np.sin(angle)
+    return radius * points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _backdrop(rng: np.random.Generator, photograph: Image.Image, pose: Pose) -> np.ndarray:
+    """Crop of a photograph with up to four shapes beside the digit, (112, 112, 3) float32."""
+    crop = _crop(rng, photograph)
+    background = np.asarray(crop.reduce(8)).mean((0, 1))
+    layer = Image.new("RGBA", (2 * SIZE, 2 * SIZE))  # twice the size, halved below: smooth edges
+    draw = ImageDraw.Draw(layer)
+    for _ in range(rng.integers(2, 5)):
+        radius, center = rng.uniform(3.5, 8), rng.uniform(0, SIZE, 2)
+        if np.abs(center - pose.center).max() > pose.side / 2 + radius:
+            outline, colour = _outline(rng, radius), _standout_colour(rng, background)
+            draw.polygon([tuple(point) for point in 2 * (center + outline)], fill=tuple(colour.astype(int)))
+    crop.paste(shapes := layer.reduce(2), mask=shapes)
+    return np.asarray(crop, np.float32)
+
+
+def make_scene(split: str, seed: int, index: int) -> Scene:
+    """Scene ``index`` of a split: the same arguments give the same bits, whatever was made before."""
+    rng = np.random.default_rng([list(PHOTOGRAPHS).index(split), seed, index])
+    glyphs, labels = _digits()
+    digit = int(rng.choice(digit_rows(split)))
+    photograph = str(rng.choice(PHOTOGRAPHS[split]))
+    pose = _random_pose(rng)
+    ink = _ink(glyphs[digit], pose)
+    mask = ink > 0
+    backdrop = _backdrop(rng, _photograph(photograph), pose)
+    colour = _standout_colour(rng, backdrop[mask].mean(0))
+    image = backdrop.copy()
+    image[mask] += ink[mask, None] * (colour - backdrop[mask])
+    return Scene(image.astype(np.uint8), mask, int(labels[digit]), digit, photograph)
+
+
+class DigitScenes(torch.utils.data.Dataset):
+    """Scenes of one digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
+
+    The image is a ``PIL.Image`` (RGB, 112 x 112), or what ``transform`` makes of it; the label is the digit.
+    Scene i depends on (split, seed, i) only, so a larger data set begins with the scenes of a smaller one.
+
+    Args:
+        split: "train" or "test"; they share neither digits nor photographs.
+        size: number of scenes.
+        seed: non-negative; another seed gives other scenes of the same digits and photographs.
+        transform: applied to each image.
+
+    Raises:
+        UserError: for an unknown split.
+
+    Example:
+        >>> scenes = DigitScenes("test", size=100)
+        >>> image, label = scenes[3]
+        >>> scenes.mask(3).shape
+        (112, 112)
+    """
+
+    classes: tuple[str, ...] = tuple("0123456789")
+
+    def __init__(
+        self,
+        split: str = "test",
+        size: int = 1000,
+        seed: int = 0,
+        transform: Callable | None = None,
+    ) -> None:
+        self.split = check_choice("split", split, PHOTOGRAPHS)
+        self.size, self.seed, self.transform = size, seed, transform
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        scene = self.scene(index)
+        image = Image.fromarray(scene.image)
+        return (self.transform(image) if self.transform else image), scene.label
+
+    def scene(self, index: int) -> Scene:
+        """Everything known about a scene; IndexError outside 0 .. len - 1."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"scene {index} of {self.size}")
+        return make_scene(self.split, self.seed, index)
+
+    def mask(self, index: int) -> np.ndarray:
+        """Pixels of the digit's ink, (112, 112) bool; IndexError outside 0 .. len - 1."""
+        return self.scene(index).mask
+
+    def filename(self, index: int) -> str:
+        """A name for listings, such as "digits/test/000012"."""
+        return f"digits/{self.split}/{index:06d}"

@@ -1,0 +1,26 @@
+from .evaluation import (
+    DropExperiment as DropExperiment,
+    check_labels as check_labels,
+    drop_curve as drop_curve,
+    models_in as models_in,
+)
+from .journal import Journal as Journal, Row as Row, journal_file as journal_file
+from .outcomes import (
+    SUMMARY_COLUMNS as SUMMARY_COLUMNS,
+    Outcomes as Outcomes,
+    paired_difference as paired_difference,
+    recovered_share as recovered_share,
+    summarize as summarize,
+)
+from .results import (
+    DIFFERENCE as DIFFERENCE,
+    add_results as add_results,
+    check_same as check_same,
+    identity_table as identity_table,
+    read_results as read_results,
+    results_file as results_file,
+    results_table as results_table,
+    row_checksums as row_checksums,
+    save_results as save_results,
+)
+from .scale import cheap_images as cheap_images, cheap_target as cheap_target, real_size_cost as real_size_cost

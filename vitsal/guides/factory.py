@@ -1,0 +1,65 @@
+"""Guides by name: callables that map images (B, 3, H, W) to a saliency map (B, gh, gw), whatever is behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from vitsal.choices import GUIDES
+from vitsal.errors import UserError, check_choice
+from vitsal.guides.adapters import AdaptedGuide, StudentGuide
+from vitsal.guides.baselines import CenterGuide, RandomGuide
+from vitsal.guides.explainers import (
+    FlowGuide,
+    GradientAttentionGuide,
+    GradientRolloutGuide,
+    LastAttentionGuide,
+    ModelGuide,
+    RolloutGuide,
+)
+from vitsal.models.tokens import grid_size
+from vitsal.students.student import Student
+
+Guide = Callable[[Tensor], Tensor]
+
+
+def make_guide(
+    name: str,
+    target: nn.Module,
+    *,
+    model: nn.Module | None = None,
+    student: Student | None = None,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+    category_index: int | None = None,
+    seed: int = 0,
+) -> Guide:
+    """Make a guide for images prepared for `target`.
+
+    Args:
+        name: one of GUIDES; GUIDE_OPTIONS tells which of the options below it takes, and the others are passed over.
+        target: the ViT whose patches will be dropped.
+        model: the ViT inside the guide; the target itself by default.
+        student: the student, as `vitsal.students.load_student` gives it.
+        head_fusion, discard_ratio, category_index, seed: what that guide takes; see its class.
+
+    Raises:
+        UserError: unknown guide, no student for "student", or one of the values cannot be used.
+    """
+    if name == "student" and student is None:
+        raise UserError("The guide 'student' needs a student: a folder or a hub name that holds one (--student).")
+    inner = target if model is None else model
+    makers: dict[str, Callable[[], Guide]] = {
+        "rollout": lambda: RolloutGuide(inner, head_fusion, discard_ratio),
+        "grad-rollout": lambda: GradientRolloutGuide(inner, category_index, discard_ratio),
+        "last-attention": lambda: LastAttentionGuide(inner),
+        "grad-attention": lambda: GradientAttentionGuide(inner, category_index),
+        "flow": lambda: FlowGuide(inner, head_fusion, discard_ratio),
+        "student": lambda: StudentGuide(student, target),
+        "random": lambda: RandomGuide(grid_size(target), seed),
+        "center": lambda: CenterGuide(grid_size(target)),
+    }
+    guide = makers[check_choice("guide", name, GUIDES)]()
+    needs_adapting = isinstance(guide, ModelGuide) and inner is not target
+    return AdaptedGuide(guide, target) if needs_adapting else guide

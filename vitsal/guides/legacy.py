@@ -1,0 +1,70 @@
+"""vit-explain's rollout as published, errors included, to show beside ours what they do to the picture.
+
+Use `vitsal.guides.rollout` for everything else. What differs here (jacobgil/vit-explain, `vit_rollout.py` and
+`vit_grad_rollout.py`):
+
+1. `a / a.sum(dim=-1)` divides column j by the sum of row j: rows no longer sum to 1.
+2. Gradient rollout zips attentions, first block first, with gradients, last block first.
+3. Its backward hook sits on a dropout that is an identity in eval mode, and so sees the gradient of the attention
+   scores before the softmax instead of the gradient of the attention.
+
+Its discard step writes to the first image of a batch only; here images are treated one by one, as it was used.
+Its maps are divided by their maximum; here they are raw, as ours: scaling is the drawing's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vitsal.errors import check_number
+
+
+def legacy_rollout(fused: Sequence[Tensor], *, discard_ratio: float = 0.9) -> Tensor:
+    """vit-explain's attention rollout: L matrices (B, N, N) -> saliency (B, N - 1), raw.
+
+    Raises:
+        UserError: the discard ratio is no number in [0, 1).
+    """
+    check_number("discard ratio", discard_ratio, 0, 1, open_end="high")
+    row = torch.zeros_like(fused[0][:, 0])
+    row[:, 0] = 1
+    for attention in reversed(fused):
+        matrix = _discard(attention, discard_ratio) + torch.eye(attention.shape[-1], device=attention.device)
+        matrix = matrix / matrix.sum(dim=-1)[:, None]  # error 1: row sums along the columns
+        row = torch.bmm(row[:, None], matrix)[:, 0]
+    return row[:, 1:]
+
+
+def legacy_gradient_rollout(
+    attentions: Sequence[Tensor], gradients: Sequence[Tensor], *, discard_ratio: float = 0.9
+) -> Tensor:
+    """vit-explain's gradient rollout: L attentions and gradients (B, H, N, N) -> saliency (B, N - 1), raw.
+
+    Args:
+        attentions, gradients: softmaxed attention and the true gradient of the class logit to it, both first block
+            first; errors 2 and 3 are made here.
+        discard_ratio: fraction of the N * N entries to drop, in [0, 1).
+
+    Raises:
+        UserError: the discard ratio is no number in [0, 1).
+    """
+    scores = [_score_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)]
+    fused = [(a * g).mean(dim=1).clamp_min(0) for a, g in zip(attentions, reversed(scores), strict=True)]
+    return legacy_rollout(fused, discard_ratio=discard_ratio)
+
+
+def _score_gradient(attention: Tensor, gradient: Tensor) -> Tensor:
+    """Backward of the softmax: the gradient of the scores from the gradient of the attention."""
+    return attention * (gradient - (gradient * attention).sum(dim=-1, keepdim=True))
+
+
+def _discard(attention: Tensor, discard_ratio: float) -> Tensor:
+    flat = attention.flatten(1).clone()
+    first = flat[:, 0].clone()
+    lowest = flat.topk(int(flat.shape[1] * discard_ratio), dim=1, largest=False).indices
+    flat.scatter_(1, lowest, 0)
+    flat[:, 0] = first
+    return flat.view_as(attention)

@@ -1,0 +1,16 @@
+from .files import check_folder as check_folder, locked as locked, read_json as read_json, write_whole as write_whole
+from .identity import (
+    checksum as checksum,
+    describe as describe,
+    differences as differences,
+    question_hash as question_hash,
+    weights_fingerprint as weights_fingerprint,
+)
+from .memory import Halving as Halving
+from .outputs import check_output as check_output, check_output_folder as check_output_folder
+from .processes import (
+    computed_precision as computed_precision,
+    device_name as device_name,
+    find_device as find_device,
+    make_accelerator as make_accelerator,
+)

@@ -1,0 +1,71 @@
+"""What identifies an experiment: names, weights and data, in a form that can be written down and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+
+def describe(value: Any) -> Any:
+    """A guide, a model or a plain value as JSON can hold it: models by name and weights, guides by their fields.
+
+    What has no fields to tell it by, such as a function, is described anew each time: nothing is ever taken for it.
+    """
+    if isinstance(value, nn.Module):
+        name = getattr(value, "architecture", None) or value.pretrained_cfg.get("architecture")
+        return f"{name} {weights_fingerprint(value)}"
+    if dataclasses.is_dataclass(value):
+        parts = {part.name: describe(getattr(value, part.name)) for part in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **parts}
+    return f"{type(value).__name__} {uuid4()}" if callable(value) else value
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of all weights and settings, to tell models of one name apart.
+
+    Settings are what else may differ between models that are loaded by name: buffers that are not saved, a student's
+    configuration; of a timm model the pixels' scale, the pooling, the numbers of heads.
+    """
+    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True).encode())
+    for name, value in (model.state_dict() | dict(model.named_buffers())).items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    if hasattr(model, "configuration"):
+        return model.configuration
+    config = resolve_model_data_config(model)
+    heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
+    pooling = {"global_pool": getattr(model, "global_pool", None), "heads": heads}
+    return pooling | {part: config[part] for part in ("mean", "std")}
+
+
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
+    """Eight hexadecimal digits that tell tensors, with their names and what is said about them, from damaged ones."""
+    names = [(name, str(values.dtype), *values.shape) for name, values in sorted(tensors.items())]
+    value = zlib.crc32(json.dumps([names, sorted((about or {}).items())]).encode())
+    for _, values in sorted(tensors.items()):
+        value = zlib.crc32(values.flatten().contiguous().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
+def question_hash(question: Mapping[str, Any]) -> str:
+    """First 10 hexadecimal digits of the SHA-256 of a question, to name files by."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the parts in which two questions differ, with both values; '' where they are the same."""
+    parts = sorted(part for part in there.keys() | now.keys() if there.get(part) != now.get(part))
+    return "; ".join(f"{part}: {there.get(part)!r} there, {now.get(part)!r} now" for part in parts)

@@ -1,0 +1,71 @@
+"""What the work runs on: one process or many, as accelerate's launcher has started them, and which device."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from vitsal.errors import UserError, check_choice, cut, quoted
+
+MIXED_PRECISIONS = ("no", "bf16", "fp16")  # accelerate's names of those that need no other model
+
+
+def make_accelerator(**options: Any) -> Accelerator:
+    """Hugging Face accelerate; number of processes, device and precision are the launcher's.
+
+    Args:
+        options: passed to `accelerate.Accelerator`.
+
+    Raises:
+        UserError: a precision that is unknown, or cannot be had here.
+    """
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # one process may work for long while others wait
+    try:
+        accelerator = Accelerator(kwargs_handlers=[patient], **options)
+    except (ValueError, ImportError) as error:  # such as a precision that this machine has not
+        raise UserError(f"The launcher asks for what cannot be had here: {error}.") from error
+    check_choice("mixed precision", accelerator.mixed_precision, MIXED_PRECISIONS)
+    if accelerator.device.type == "cpu" and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless through mpirun. "
+            "Use ACCELERATE_USE_CPU=true torchrun --nproc-per-node N ... instead.",
+            stacklevel=2,
+        )
+    return accelerator
+
+
+def computed_precision(accelerator: Accelerator) -> str:
+    """What matrices are multiplied in, "float32" or "bfloat16" say: asked of torch, as what was wished for may not be.
+
+    fp16 on a CPU, for example, is float32.
+    """
+    kind = accelerator.device.type
+    with accelerator.autocast():
+        lowered = torch.is_autocast_enabled(kind)
+        return str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if lowered else "float32"
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's own name, or "cpu", "mps", ..."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: torch does not know it, or it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()  # the device "meta" makes tensors, and has no values
+        return torch.device(name)
+    except Exception as error:  # each kind of device has its own way to be absent
+        reason = cut(str(error).partition("\n")[0]) or type(error).__name__
+        raise UserError(f"Device {quoted(name)} cannot be used: {reason}") from error

@@ -1,0 +1,28 @@
+from .classes import Prediction as Prediction, class_names as class_names, top_classes as top_classes
+from .digits import (
+    vitsal_digits_guide as vitsal_digits_guide,
+    vitsal_digits_target as vitsal_digits_target,
+    vitsal_digits_target_drop as vitsal_digits_target_drop,
+)
+from .loading import (
+    find_weights as find_weights,
+    load_model as load_model,
+    load_sized_model as load_sized_model,
+    megabytes as megabytes,
+    outline as outline,
+    weights_dir_file as weights_dir_file,
+)
+from .pixels import (
+    convert_images as convert_images,
+    denormalize as denormalize,
+    downsample as downsample,
+    fit_grid as fit_grid,
+    to_pixels as to_pixels,
+)
+from .tokens import (
+    default_readout as default_readout,
+    grid_size as grid_size,
+    input_size as input_size,
+    model_transform as model_transform,
+)
+from .weights import load_state as load_state, options_from as options_from, read_checkpoint as read_checkpoint

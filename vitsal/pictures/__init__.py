@@ -1,0 +1,5 @@
+"""Pictures: overlays, charts and sheets for slides; the explorer; maps over videos."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

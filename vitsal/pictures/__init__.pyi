@@ -1,0 +1,59 @@
+from .charts import (
+    LiveCurve as LiveCurve,
+    label_drop_axis as label_drop_axis,
+    plot_accuracy_against_throughput as plot_accuracy_against_throughput,
+    plot_attention_distances as plot_attention_distances,
+    plot_drop_curves as plot_drop_curves,
+    plot_learning_curves as plot_learning_curves,
+    plot_published as plot_published,
+    plot_speedups as plot_speedups,
+    share_legend as share_legend,
+)
+from .explorer import Explorer as Explorer, load_named as load_named
+from .explorer_figure import (
+    download_links as download_links,
+    draw_exploration as draw_exploration,
+    figure_bytes as figure_bytes,
+)
+from .overlays import (
+    HEAT_MAP as HEAT_MAP,
+    hide_dropped as hide_dropped,
+    overlay as overlay,
+    scale_map as scale_map,
+    tile_pictures as tile_pictures,
+)
+from .sheets import (
+    SLIDE as SLIDE,
+    contact_sheet as contact_sheet,
+    fit_text as fit_text,
+    picture_size as picture_size,
+    show_picture as show_picture,
+    show_pictures as show_pictures,
+    write_titles as write_titles,
+)
+from .style import (
+    COLOURS as COLOURS,
+    MARKERS as MARKERS,
+    curve_style as curve_style,
+    save_figure as save_figure,
+    shorten as shorten,
+    use_slide_style as use_slide_style,
+)
+from .video import draw_on_video as draw_on_video
+from .video_files import (
+    ENCODER as ENCODER,
+    Film as Film,
+    assemble as assemble,
+    check_sound as check_sound,
+    encode as encode,
+    inspect_video as inspect_video,
+    is_gif as is_gif,
+    pictures_of as pictures_of,
+    to_array as to_array,
+)
+from .video_panels import (
+    Column as Column,
+    draw_frames as draw_frames,
+    resized as resized,
+    whole_frame_transform as whole_frame_transform,
+)

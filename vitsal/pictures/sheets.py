@@ -1,0 +1,126 @@
+"""Contact sheets: pictures with their maps beside them, laid out as large as a slide allows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SLIDE = (13.333, 7.5)  # inches, 16:9
+TITLE = 0.5  # inches left for a title of the whole sheet
+
+
+def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]]) -> Figure:
+    """Draw samples, each a picture with its maps beside it, under headings; one that stands above already is left out.
+
+    Args:
+        samples: heading -> picture, (H, W, 3) in [0, 1] and all of one shape; each sample's first one is its picture,
+            the others, at least one, are its maps, as many in each sample.
+    """
+    ways = product(range(1, len(samples[0])), range(1, len(samples) + 1))
+    grids = [_arrange(samples, across, abreast) for across, abreast in ways]
+    grid = max(grids, key=lambda grid: (_picture_width(grid), -len(grid) * len(grid[0])))  # of equals, fewest gaps
+    figure, axes = plt.subplots(len(grid), len(grid[0]), squeeze=False, figsize=SLIDE, layout="compressed")
+    for axis, cell in zip(axes.flat, chain(*grid), strict=True):
+        axis.axis("off")
+        if cell:
+            show_picture(axis, cell.picture)
+            write_titles([axis], [cell.heading], _picture_width(grid))
+    return figure
+
+
+class _Cell(NamedTuple):
+    heading: str
+    picture: np.ndarray
+
+
+Grid = list[list[_Cell | None]]  # rows, all of one length
+
+
+def _arrange(samples: Sequence[Mapping[str, np.ndarray]], across: int, abreast: int) -> Grid:
+    """Lay samples out, `abreast` of them side by side, each with its picture at the left and `across` maps in a row."""
+    down = -(-(len(samples[0]) - 1) // across)
+    grid: Grid = [[None] * abreast * (1 + across) for _ in range(down * -(-len(samples) // abreast))]
+    above: dict[int, str] = {}  # column -> the heading last met there
+    for number, sample in enumerate(samples):
+        top, left = number // abreast * down, number % abreast * (1 + across)
+        for index, (heading, picture) in enumerate(sample.items(), -1):
+            row, column = (top, left) if index < 0 else (top + index // across, left + 1 + index % across)
+            grid[row][column] = _Cell("" if above.get(column) == heading else heading, picture)
+            above[column] = heading
+    return grid
+
+
+def _picture_width(grid: Grid) -> float:
+    """Width of each picture of a sheet, in inches, headings allowed for."""
+    headings = [[cell.heading for cell in row if cell] for row in grid]
+    return picture_size(grid[0][0].picture, headings, len(grid[0]))[1]
+
+
+def picture_size(picture: np.ndarray, headings: Sequence[Sequence[str]], columns: int) -> tuple[float, float]:
+    """Height and width, in inches, of pictures of one shape in a grid that fills a slide.
+
+    Args:
+        picture: one of them, (H, W, 3).
+        headings: row by row, what is written over its pictures, in lines of 16 letters (`fit_text`).
+        columns: of the grid.
+    """
+    aspect = picture.shape[1] / picture.shape[0]
+    lines = sum(max((_count_lines(heading) for heading in row), default=0) for row in headings)
+    # of 16 letters across a picture a line is an eighth of it high
+    height = min((SLIDE[1] - TITLE) / (len(headings) + lines * aspect / 8), SLIDE[0] / columns / aspect)
+    return height, height * aspect
+
+
+def _count_lines(text: str) -> int:
+    return len(fit_text(text, width=1)[0].splitlines())
+
+
+def show_picture(axis: Axes, picture: np.ndarray) -> None:
+    """Draw a picture (H, W, 3) without ticks or frame."""
+    axis.imshow(picture)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def write_titles(axes: Iterable[Axes], titles: Iterable[str], width: float) -> None:
+    """Write a title over each of these axes, which are `width` inches wide."""
+    for axis, title in zip(axes, titles, strict=True):
+        text, size = fit_text(title, width)
+        axis.set_title(text, fontsize=size, parse_math=False)  # a name may hold dollar signs
+
+
+def fit_text(text: str, width: float) -> tuple[str, float]:
+    """Wrap a text to a width in inches, and give the size of its type: 20 points, or what leaves room for 16 letters.
+
+    Where a line is too long, underscores turn into blanks, so that a model's name breaks between its words.
+
+    Example:
+        >>> fit_text("vit_base_patch16_224", 2.0)
+        ('vit base patch16\\n224', 15.0)
+    """
+    letter = 0.6  # width of most letters, in sizes of the type
+    size = min(20.0, 72 * width / (16 * letter))
+    room = round(72 * width / (letter * size))
+    lines = text.replace(" %", "\u00a0%").splitlines()  # no line begins with a percent sign
+    whole = [line if len(line) <= room else line.replace("_", " ") for line in lines]
+    return "\n".join(textwrap.fill(line, room) for line in whole), size
+
+
+def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_names: Sequence[str] = ()) -> Figure:
+    """Rows of pictures (H, W, 3), as large as a slide allows, a title over each column, a name beside each row."""
+    height, width = picture_size(rows[0][0], [titles, *[[]] * (len(rows) - 1)], len(rows[0]))
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=SLIDE, layout="compressed")
+    for axis, picture in zip(axes.flat, chain(*rows), strict=True):
+        show_picture(axis, picture)
+    write_titles(axes[0], titles, width)
+    for axis, name in zip(axes[:, 0], row_names, strict=False):
+        text, size = fit_text(name, height)
+        axis.set_ylabel(text, fontsize=size, parse_math=False)
+    return figure

@@ -1,0 +1,62 @@
+"""Static figures for slides: 16:9, large type, colour-blind safe, saved as PNG at 200 dpi and as SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from IPython import get_ipython
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from vitsal.errors import printable
+from vitsal.pictures.sheets import SLIDE
+
+# Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def use_slide_style() -> None:
+    """Set matplotlib's defaults for this course's figures; pictures inside notebooks are kept small (JPEG, 60 dpi)."""
+    if get_ipython() is not None:
+        set_matplotlib_formats("jpeg", bbox_inches=None)
+    plt.rcParams.update(
+        {
+            "figure.figsize": SLIDE,
+            "figure.dpi": 60,
+            "figure.constrained_layout.use": True,
+            "font.size": 20,
+            "text.parse_math": False,  # names of files and models may hold dollar signs
+            "axes.titlesize": 20,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "lines.linewidth": 3,
+            "lines.markersize": 9,
+            "legend.frameon": False,
+            "legend.fontsize": 17,
+            "svg.fonttype": "none",
+            "savefig.dpi": 200,
+        }
+    )
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Save a figure as `<folder>/<name>.png`, 200 dpi, and `.svg`; returns the PNG's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("svg", "png"):
+        figure.savefig(folder / f"{name}.{kind}", metadata={"Date": None} if kind == "svg" else None)
+    return folder / f"{name}.png"
+
+
+def shorten(name: str, most: int) -> str:
+    """A name that fits beside a picture: its middle left out where it is longer than `most` characters."""
+    name, half = printable(name), (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def curve_style(number: int) -> dict[str, str]:
+    """Colour and marker number `number` of the colour-blind safe palette."""
+    return {"color": COLOURS[number], "marker": MARKERS[number]}

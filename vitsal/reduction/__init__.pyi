@@ -1,0 +1,9 @@
+from .accelerated import AcceleratedViT as AcceleratedViT
+from .drop import (
+    check_keep as check_keep,
+    embed_once as embed_once,
+    forward_kept as forward_kept,
+    gather_tokens as gather_tokens,
+    keep_patches as keep_patches,
+)
+from .keep import num_kept as num_kept, top_k_patches as top_k_patches

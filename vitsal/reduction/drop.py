@@ -1,0 +1,131 @@
+"""Running a timm ViT on kept patches alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from vitsal.errors import UserError
+
+
+@contextmanager
+def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
+    """Inside this context, `model` runs on the patches in `keep` alone, for every forward pass of B images.
+
+    All patches are embedded with their positions; those not kept are then removed before the first block, so that no
+    block spends anything on them. Prefix tokens always stay. Rotary and relative positions follow the kept patches.
+
+    Args:
+        model: a timm ViT, Eva or Beit (`vitsal.load_model`).
+        keep: patch indices to keep, (B, K), from 0 in row-major order, prefix tokens not counted.
+
+    Raises:
+        UserError: on running, indices that are no patches, are given twice, or for another number of images.
+    """
+
+    def check(module: nn.Module, args: tuple, tokens: Tensor) -> None:
+        check_keep(keep, len(tokens), tokens.shape[1:-1].numel())
+
+    with ExitStack() as stack:
+        stack.callback(model.patch_embed.register_forward_hook(check).remove)
+        if isinstance(model, Beit):
+            _keep_in_beit(model, keep, stack)
+        else:  # timm's own place for dropping patches: after the position embedding, before the first block
+            stack.callback(_put_back, model, model.patch_drop)
+            model.patch_drop = _KeepPatches(keep, model.num_prefix_tokens, returns_indices=isinstance(model, Eva))
+        yield model
+
+
+def forward_kept(model: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
+    """Logits of `model` for `images` (B, 3, H, W) from the patches in `keep` (B, K) alone."""
+    with keep_patches(model, keep):
+        return model(images)
+
+
+@contextmanager
+def embed_once(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+    """Inside this context `model` runs on these images alone, (B, 3, H, W), and embeds their patches only once.
+
+    For many forward passes that differ only in the patches kept.
+    """
+    embedded = model.patch_embed(images)
+    model.patch_embed.forward = lambda images: embedded
+    try:
+        yield model
+    finally:
+        del model.patch_embed.forward
+
+
+def _put_back(model: nn.Module, patch_drop: nn.Module | None) -> None:
+    """Deleted first: torch keeps modules apart from other attributes, and Eva's is None at first."""
+    del model.patch_drop
+    model.patch_drop = patch_drop
+
+
+class _KeepPatches(nn.Module):
+    """Stands in for timm's PatchDropout: keeps the given patches instead of random ones."""
+
+    def __init__(self, keep: Tensor, num_prefix_tokens: int, returns_indices: bool) -> None:
+        super().__init__()
+        self.keep, self.num_prefix_tokens, self.returns_indices = keep, num_prefix_tokens, returns_indices
+
+    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        kept = gather_tokens(tokens, _token_indices(self.keep, self.num_prefix_tokens))
+        return (kept, self.keep) if self.returns_indices else kept  # Eva picks its rotary positions by the indices
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """(B, N, C) and (B, M) -> (B, M, C)."""
+    return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _token_indices(keep: Tensor, num_prefix_tokens: int) -> Tensor:
+    prefix = torch.arange(num_prefix_tokens, device=keep.device).expand(len(keep), -1)
+    return torch.cat([prefix, keep + num_prefix_tokens], dim=1)
+
+
+def check_keep(keep: Tensor, num_images: int, num_patches: int) -> None:
+    """Raise UserError unless `keep` is (B, K) numbers of patches for so many images, none of them twice."""
+    whole = not (keep.is_floating_point() or keep.is_complex() or keep.dtype == torch.bool)
+    if not whole or keep.ndim != 2 or len(keep) != num_images or not keep.shape[1]:
+        raise UserError(
+            f"Patches to keep must be whole numbers, {num_images} rows (one for each image) of one patch at least; got "
+            f"{tuple(keep.shape)} of {str(keep.dtype).removeprefix('torch.')}."
+        )
+    ordered = keep.sort(dim=1).values
+    outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= num_patches)
+    wrong = outside | (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
+    if not keep.is_meta and wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise UserError(
+            f"Patches to keep are numbered 0 to {num_patches - 1}, each once; image {row} has {ordered[row].tolist()}."
+        )
+
+
+def _keep_in_beit(model: Beit, keep: Tensor, stack: ExitStack) -> None:
+    """Beit has no place for dropping patches: they go at the first block, their relative positions with them."""
+    indices = cache(partial(_token_indices, keep, model.num_prefix_tokens))  # on running: checked by then
+
+    def drop_tokens(block: nn.Module, args: tuple) -> tuple:
+        return (gather_tokens(args[0], indices()), *args[1:])
+
+    def pick_bias(bias: Tensor) -> Tensor:  # (1, H, N, N), or (H, N, N) where blocks share one -> (B, H, M, M)
+        return bias.view(bias.shape[-3:])[:, indices()[:, :, None], indices()[:, None, :]].transpose(0, 1)
+
+    stack.callback(model.blocks[0].register_forward_pre_hook(drop_tokens).remove)
+    if model.rel_pos_bias is not None:
+        stack.callback(model.rel_pos_bias.register_forward_hook(lambda m, args, bias: pick_bias(bias)).remove)
+    for attention in [block.attn for block in model.blocks]:
+        if attention.relative_position_bias_table is not None:
+            attention._get_rel_pos_bias = _compose(pick_bias, attention._get_rel_pos_bias)
+            stack.callback(delattr, attention, "_get_rel_pos_bias")
+
+
+def _compose(outer: Callable[[Tensor], Tensor], inner: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return lambda: outer(inner())

@@ -1,0 +1,39 @@
+"""Choosing the patches to keep."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vitsal.errors import UserError, check_number
+
+
+def num_kept(num_patches: int, keep_ratio: float) -> int:
+    """Number of patches kept: keep_ratio * num_patches to the nearest integer (halves up), at least one.
+
+    Raises:
+        UserError: the keep ratio is no number in (0, 1].
+    """
+    ratio = check_number("keep ratio", keep_ratio, 0, 1, open_end="low")
+    return max(1, math.floor(ratio * num_patches + 0.5))
+
+
+def top_k_patches(saliency: Tensor, keep_ratio: float) -> Tensor:
+    """Indices of the most salient patches of each image, in ascending order: (B, gh, gw) or (B, P) -> (B, K).
+
+    Of equally salient patches the first in row-major order is kept, every time and on every device.
+
+    Raises:
+        UserError: the keep ratio is no number in (0, 1], or the saliency is not finite.
+
+    Example:
+        >>> top_k_patches(torch.tensor([[0.1, 0.4, 0.1, 0.4]]), keep_ratio=0.75)
+        tensor([[0, 1, 3]])
+    """
+    flat = saliency.flatten(1)
+    if not torch.isfinite(flat).all():
+        raise UserError("The saliency holds values that are not finite, so patches cannot be ranked by it.")
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    return order[:, : num_kept(flat.shape[1], keep_ratio)].sort(dim=1).values

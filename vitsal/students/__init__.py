@@ -1,0 +1,5 @@
+"""Students: small models that predict a teacher's map; its maps on disk, training, and how faithful they are."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,129 @@
+"""Checkpoints of a training: one per whole epoch, a pointer to the last, and the best student so far.
+
+The pointer is written last and whole, so that a kill at any moment leaves a checkpoint to go on from. It has checksums
+of the checkpoint's files, and of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import Accelerator
+
+from vitsal.errors import UserError
+from vitsal.jobs.files import check_folder, read_json, write_whole
+from vitsal.jobs.identity import differences, question_hash
+from vitsal.students.student import Student, write_student
+
+POINTER = "checkpoint.json"
+HISTORY = "history.csv"
+
+
+def check_training_folder(folder: Path) -> None:
+    """Raise UserError if a training in this folder would replace files that no training has left there."""
+    own = ("model.safetensors", "config.json", "README.md", HISTORY)
+    there = [name for name in own if (folder / name).exists()]
+    begun = any(folder.glob("epoch-*"))  # killed between its first student and the pointer
+    if there and not begun and not (folder / POINTER).exists():
+        raise UserError(f"{folder} holds {', '.join(there)}, and no {POINTER}: name another folder for the student.")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What a training leaves in its folder.
+
+    Args:
+        folder: where.
+        about: the recipe, the student and the maps: only a training of the same is ever continued.
+        accelerator: which has prepared the model and the optimizer.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    accelerator: Accelerator
+
+    def save(self, history: pd.DataFrame, student: Student) -> None:
+        """Keep the training's state after the last epoch of `history`, and the student if it is the best."""
+        state = self.folder / f"epoch-{len(history):04d}"
+        self.accelerator.save_state(str(state))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._point_to(state, history, student)
+        self.accelerator.wait_for_everyone()
+
+    def _point_to(self, state: Path, history: pd.DataFrame, student: Student) -> None:
+        if history.kl.idxmin() == len(history) - 1:
+            write_student(student, self.folder)
+        pointer = {"state": state.name, "about": self.about, "history": history.to_dict("records")}
+        pointer["files"] = _checksums(state)
+        pointer["checksum"] = question_hash(pointer)
+        write_whole(self.folder / POINTER, lambda path: path.write_text(json.dumps(pointer, indent=1)))
+        self._write_history(history)
+        for old in set(self.folder.glob("epoch-*")) - {state}:
+            shutil.rmtree(old)
+
+    def load(self) -> pd.DataFrame:
+        """Take up the last state, if there is one; returns the history, empty at the start.
+
+        Raises:
+            UserError: the folder holds another training, or a damaged one; it is left as it is.
+        """
+        check_folder(self.folder)
+        if not (self.folder / POINTER).exists():
+            return pd.DataFrame()
+        pointer = self._read_pointer()
+        if said := differences(pointer["about"], json.loads(json.dumps(self.about))):
+            raise UserError(f"{self.folder} holds another training ({said}). Name another output, or remove it.")
+        self._load_state(self.folder / pointer["state"], pointer["files"])
+        history = pd.DataFrame(pointer["history"])
+        if self.accelerator.is_main_process:
+            self._write_history(history)
+        return history
+
+    def _read_pointer(self) -> dict[str, Any]:
+        path = self.folder / POINTER
+        pointer = read_json(path, self._advice)
+        whole = pointer.pop("checksum", "") == question_hash(pointer)
+        if not whole or pointer.keys() != {"state", "about", "history", "files"}:
+            raise UserError(f"{path} is damaged. {self._advice}")
+        return pointer
+
+    def _load_state(self, state: Path, checksums: Mapping[str, str]) -> None:
+        """Give accelerate what it has saved, and nothing else; it unpickles plain values and tensors only."""
+        there = _checksums(state)
+        for name in sorted(there.keys() | checksums.keys()):
+            if name not in there:
+                raise UserError(f"{state / name} is missing. {self._advice}")
+            if there[name] != checksums.get(name):
+                raise UserError(f"{state / name} is damaged, or none of this training's. {self._advice}")
+        try:
+            self.accelerator.load_state(str(state))
+        except Exception as error:  # whatever accelerate and torch say of what they cannot read
+            raise UserError(f"{state} cannot be read ({error}). {self._advice}") from error
+
+    def _write_history(self, history: pd.DataFrame) -> None:
+        """Write the history for people to read, where what is there is not the same."""
+        path, text = self.folder / HISTORY, history.to_csv(index=False)
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_whole(path, lambda part: part.write_bytes(text.encode()))
+
+    @property
+    def _advice(self) -> str:
+        return f"Remove {self.folder} to train from the start, or name another output."
+
+
+def _checksums(state: Path) -> dict[str, str]:
+    """Name of each file of a state -> the first 16 hexadecimal digits of its SHA-256."""
+    return {path.name: _checksum(path) for path in sorted(state.glob("*")) if path.is_file()}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

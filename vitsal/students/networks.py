@@ -1,0 +1,157 @@
+"""Students' networks: a convnet, a transformer, or any timm model that gives feature maps."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitsal.choices import ARCHITECTURES, CELL
+from vitsal.errors import UserError, suggestion
+from vitsal.models.pixels import fit_grid
+
+
+def make_network(architecture: str, grid_size: tuple[int, int], input_size: tuple[int, int], width: int) -> nn.Module:
+    """The network of this name: images (B, 3, h, w) -> (B, gh, gw).
+
+    Raises:
+        UserError: unknown architecture, or sizes that it cannot take.
+    """
+    if architecture == "convnet":
+        return ConvNet(grid_size, width)
+    if architecture == "transformer":
+        return Transformer(grid_size, input_size, width)
+    return TimmNet(architecture, grid_size, input_size)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a short cut (He et al. 2016, arXiv:1512.03385, figure 2)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        same = stride == 1 and channels_in == channels_out
+        projection = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if same else nn.Sequential(projection, nn.BatchNorm2d(channels_out))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', h / stride, w / stride)."""
+        return F.relu(self.convolutions(features) + self.shortcut(features))
+
+
+class ConvNet(nn.Module):
+    """A ResNet-like convnet: three stages of strides 2, 4 and 8, the last laid over the middle one.
+
+    The coarse stage sees most of the image at once; adding it to the finer one, as feature pyramids do (Lin et al.
+    2017, arXiv:1612.03144), tells each cell what else there is.
+    """
+
+    def __init__(self, grid_size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        fine, middle, coarse = width, 2 * width, 4 * width
+        self.grid_size = grid_size
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, fine, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(fine), nn.ReLU()
+        )
+        self.middle = nn.Sequential(ResidualBlock(fine, fine, 1), ResidualBlock(fine, middle, 2))
+        self.coarse = nn.Sequential(ResidualBlock(middle, coarse, 2), nn.Conv2d(coarse, middle, 1))
+        self.fuse = nn.Sequential(
+            nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU()
+        )
+        self.head = nn.Conv2d(middle, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, gh, gw)."""
+        middle = self.middle(self.stem(images))
+        context = F.interpolate(self.coarse(middle), middle.shape[-2:])
+        logits = self.head(self.fuse(middle + context))
+        return fit_grid(logits, self.grid_size)[:, 0]
+
+
+class Transformer(nn.Module):
+    """A small ViT without class token: its tokens are the cells of the grid."""
+
+    def __init__(self, grid_size: tuple[int, int], input_size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        patch_size = tuple(pixels // cells for pixels, cells in zip(input_size, grid_size, strict=True))
+        if any(p * cells != pixels for p, cells, pixels in zip(patch_size, grid_size, input_size, strict=True)):
+            raise UserError(
+                f"A transformer student's input, {input_size}, must be a multiple of its grid, {grid_size}: "
+                f"{tuple(CELL * cells for cells in grid_size)}, for example."
+            )
+        if width % 2:
+            raise UserError(f"A transformer student's width must be even, for four heads; got {width}.")
+        self.grid_size = grid_size
+        self.tokens = VisionTransformer(
+            input_size, patch_size, embed_dim=2 * width, depth=3, num_heads=4, num_classes=0, class_token=False,
+            global_pool="",
+        )  # fmt: skip
+        self.head = nn.Linear(2 * width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, gh, gw)."""
+        return self.head(self.tokens(images))[..., 0].unflatten(1, self.grid_size)
+
+
+class TimmNet(nn.Module):
+    """Any timm model that gives feature maps: each is projected and laid on the grid, and their sum read out."""
+
+    def __init__(self, name: str, grid_size: tuple[int, int], input_size: tuple[int, int], channels: int = 64) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+        self.backbone = make_backbone(name, input_size)
+        self.projections = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.backbone.feature_info.channels())
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, gh, gw)."""
+        laid = [
+            fit_grid(projection(_channels_first(features, projection.in_channels)), self.grid_size)
+            for features, projection in zip(self.backbone(images), self.projections, strict=True)
+        ]
+        return self.head(F.relu(sum(laid)))[:, 0]
+
+
+def _channels_first(features: Tensor, channels: int) -> Tensor:
+    """Swin and its kin give (B, h, w, C)."""
+    return features if features.shape[1] == channels else features.movedim(-1, 1)
+
+
+def make_backbone(name: str, input_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
+    """A timm model that gives feature maps, for images of `input_size`, (h, w).
+
+    Raises:
+        UserError: timm has none of this name, it gives no feature maps, or its weights cannot be had.
+    """
+    check_known(name)
+    for options in ({"img_size": input_size}, {}):  # ViTs must be told, convnets refuse to be
+        try:
+            backbone = timm.create_model(name, features_only=True, pretrained=pretrained, **options).eval()
+            with torch.no_grad():
+                backbone(torch.zeros(1, 3, *input_size))  # now, and not after all maps are computed
+            return backbone.train()
+        except TypeError:
+            continue
+        except Exception as error:  # each family of timm's has its own way to refuse a size
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"timm's {name!r} cannot be a student's backbone for images of {input_size}: {reason}"
+            ) from error
+    raise UserError(f"timm's {name!r} cannot be a student's backbone: it gives no feature maps.")
+
+
+def check_known(name: str) -> None:
+    """Raise UserError if timm has no model of this name."""
+    if not timm.is_model(name):
+        raise UserError(
+            f"Unknown architecture {name!r}.{suggestion(name, [*ARCHITECTURES, *timm.list_models()])} "
+            f"Known: {', '.join(ARCHITECTURES)}, and the names of timm's models."
+        )
