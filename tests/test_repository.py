@@ -1,5 +1,7 @@
 """The repository keeps its promises: one set of requirements, and notebooks in the house form."""
 
+import ast
+import graphlib
 import json
 import re
 import tomllib
@@ -87,3 +89,51 @@ def test_every_notebook_is_listed_with_its_badge() -> None:
     for path in NOTEBOOKS:
         assert f"notebooks/{path.name}" in readme
         assert path.name in listing
+
+
+# ---- the house: rooms on floors, and arrows that go down only
+FLOORS = [
+    {"errors"},
+    {"choices", "jobs", "data", "models", "reduction"},
+    {"students"},
+    {"guides"},
+    {"analysis", "embedded"},
+    {"experiments", "pictures", "course"},
+    {"cli"},
+]
+PACKAGE = ROOT / "vitsal"
+
+
+def room_of(path: Path) -> str:
+    """The room, or the file at the door, that a module belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a module imports from; what it takes from the face, `vs.load_model`, is asked for when it runs."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules |= {node.module} if node.module != "vitsal" else {f"vitsal.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {module.split(".")[1] for module in modules if module.startswith("vitsal.")} - {room_of(path)}
+
+
+def test_rooms_stand_on_floors_and_arrows_go_down_only() -> None:
+    """Rooms of one floor may know each other, as long as nobody goes round in a circle."""
+    arrows = {}
+    for path in PACKAGE.rglob("*.py"):
+        arrows.setdefault(room_of(path), set()).update(imported_rooms(path))
+    arrows.pop("__init__")
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert arrows.keys() == floor.keys()
+    up = {(room, other) for room in arrows for other in arrows[room] if floor[other] > floor[room]}
+    assert not up, f"these look upwards: {up}"
+    graphlib.TopologicalSorter(arrows).prepare()  # CycleError
+    assert "embedded" not in set().union(*arrows.values())
+
+
+def test_rooms_are_small() -> None:
+    for room in {path.parent for path in PACKAGE.rglob("*.py")}:
+        assert len([path for path in room.iterdir() if path.suffix in (".py", ".pyi")]) <= 11, room.name

@@ -4,7 +4,8 @@ import nbformat
 import pytest
 from helpers import COUNT, write_notebook
 
-from vitsal.course.notebooks import find_notebooks, read_headlines, run_notebooks, save_headlines
+from vitsal.course.notebooks import find_notebooks, read_headlines, save_headlines
+from vitsal.course.runs import run_notebooks
 from vitsal.errors import UserError
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import shlex
+import tomllib
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,12 +15,14 @@ import typer
 from helpers import noise_image
 from timm.data import ImageNetInfo
 
+import vitsal
 from vitsal import cli
 from vitsal.analysis.cost import count_operations
-from vitsal.course import published, recipes, requirements
+from vitsal.course import cast, published, recipes, requirements
+from vitsal.course.cast import load_targets, make_guides
 from vitsal.course.presets import KEEP_RATIOS
 from vitsal.course.published import compare_with_published, published_curves
-from vitsal.course.recipes import GUIDE_SPECS, RECIPES, TARGETS, choose_recipe, load_targets, make_guides
+from vitsal.course.recipes import GUIDE_SPECS, RECIPES, TARGETS, choose_recipe
 from vitsal.course.requirements import count_recipe, describe_recipes, measure_speed, needs
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
@@ -111,10 +115,11 @@ def test_unknown_recipe_and_target():
         RECIPES["base16"].of_target("ViT-L/16")
 
 
-def test_installed_without_the_repository(monkeypatch, tmp_path):
-    monkeypatch.setattr(published, "PUBLISHED", tmp_path / "seed_curves.csv")
-    with pytest.raises(UserError, match=r"published curves are not here: there is no .*seed_curves.csv.* clone it"):
-        published_curves(RECIPES["base16"])
+def test_installed_without_the_repository():
+    """The published curves come with the package."""
+    assert published.PUBLISHED.parent == Path(vitsal.__file__).parent / "course"
+    with (Path(vitsal.__file__).parents[1] / "pyproject.toml").open("rb") as file:
+        assert "*.csv" in tomllib.load(file)["tool"]["setuptools"]["package-data"]["vitsal.course"]
 
 
 # ---- ours beside the published
@@ -261,7 +266,7 @@ def test_file_of_the_authors_is_taken(tmp_path, monkeypatch):
     source = load_model("vit_base_patch16_224.mae", pretrained=False, num_classes=1000, global_pool="avg", depth=1)
     torch.save({"model": source.state_dict()}, tmp_path / "mae_finetuned_vit_base.pth")
     monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
-    monkeypatch.setattr(recipes, "load_model", partial(load_model, depth=1))
+    monkeypatch.setattr(cast, "load_model", partial(load_model, depth=1))
     (target,) = load_targets(RECIPES["mae-base"]).values()
     images = torch.randn(1, 3, 224, 224)
     assert torch.equal(target(images), source(images))
@@ -324,7 +329,7 @@ def test_a_guides_model_is_loaded_once(monkeypatch):
         loaded.append(name)
         return load_model(name, depth=1, **options)
 
-    monkeypatch.setattr(recipes, "load_model", load)
+    monkeypatch.setattr(cast, "load_model", load)
     guides = [
         make_guides(recipe, label, target, pretrained=False, models=models)["deit_tiny rollout"]
         for label, target in load_targets(recipe, pretrained=False).items()

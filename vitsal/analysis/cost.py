@@ -22,7 +22,7 @@ from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
 from vitsal.guides.baselines import RandomGuide
 from vitsal.guides.factory import Guide
-from vitsal.jobs.processes import device_name
+from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
 from vitsal.reduction.drop import forward_kept
 from vitsal.reduction.keep import top_k_patches

@@ -6,15 +6,19 @@ Raghu et al. 2021 (arXiv:2108.08810). Each probe runs the model in eval mode wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.attention import record_attention
 from vitsal.models.tokens import grid_size
@@ -175,3 +179,65 @@ def position_similarity(model: nn.Module) -> Tensor:
     patches = model.pos_embed[0, -grid[0] * grid[1] :].float()  # prefix tokens, if embedded, come first
     directions = F.normalize(patches, dim=1)
     return (directions @ directions.T).view(*grid, *grid)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How far a model's heads look, and its first filters.
+
+    Attributes:
+        distances, spreads: mean over the images of each head's attention distance, and its deviation, (L, H) in pixels.
+        uniform: the distance of attention to all patches alike.
+        filters: (n, ph, pw, 3) in [0, 1], see `projection_filters`.
+        images: how many there were.
+    """
+
+    distances: Tensor
+    spreads: Tensor
+    uniform: float
+    filters: Tensor
+    images: int
+
+
+def probe_model(
+    model: nn.Module, dataset: IndexedImages | StreamedImages, batch_size: int = 32, **options: int | None
+) -> Probe:
+    """Probe a model over a data set with its transform; images that cannot be read are skipped and named.
+
+    Args:
+        model: a timm ViT.
+        dataset: as `open_data` returns it.
+        batch_size, options: as `vitsal.data.batches` takes them.
+    """
+    filters = projection_filters(model)
+    images = _Readable(batches(dataset, batch_size, **options))
+    distances, spreads = mean_attention_distance(model, images)
+    uniform = patch_distances(grid_size(model), model.patch_embed.patch_size).mean().item()
+    return Probe(distances, spreads, uniform, filters, images.count)
+
+
+@dataclass
+class _Readable:
+    """The images of batches, counted; at the end, those that could not be read are named."""
+
+    batches: Iterable[Batch]
+    count: int = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        skipped: dict[str, str] = {}
+        for batch in self.batches:
+            self.count += len(batch.names)
+            skipped |= batch.skipped
+            yield batch.images
+        warn_of_skipped(skipped)
+
+
+def distance_table(probes: Mapping[str, Probe]) -> pd.DataFrame:
+    """One row per head: model, block, head, mean distance and its spread over images, in pixels."""
+    tables = []
+    for name, probe in probes.items():
+        num_blocks, num_heads = probe.distances.shape
+        heads = pd.MultiIndex.from_product([[name], range(1, num_blocks + 1), range(1, num_heads + 1)])
+        values = {"mean_px": probe.distances.flatten().tolist(), "std_px": probe.spreads.flatten().tolist()}
+        tables.append(pd.DataFrame(values, heads.set_names(["model", "block", "head"])).reset_index())
+    return pd.concat(tables, ignore_index=True)

@@ -15,16 +15,17 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import IterableDataset
 
+from vitsal.choices import SPLITS
 from vitsal.data.images import IndexedImages, StreamedImages
 from vitsal.data.labels import find_classes
 from vitsal.data.pictures import Transform, decode, spread, to_rgb
 from vitsal.data.scenes import DigitScenes
 from vitsal.data.shards import open_shards
 from vitsal.data.sources import FolderImages, HubImages, SceneImages, TarImages, list_folder, list_tar
-from vitsal.errors import UserError, check_choice, printable
+from vitsal.errors import UserError, printable
+from vitsal.jobs.paths import check_data
 
 STREAMS = ("hfids/", "wds/", "tfds/")
-SPLITS = ("train", "validation", "val", "test")  # of our own data, which has two parts: all but "train" is the other
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
@@ -44,11 +45,11 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
         UserError: nothing there, no images in it, an unknown split, shards that are missing or are commands, folders
             whose classes cannot be told.
     """
+    check_data(source, split)
     if source.startswith(STREAMS):
         return _open_stream(source, transform, split)
     if source.startswith("hfds/"):
         return _open_hub(source, transform, split)
-    check_choice("split", split, SPLITS)
     if source == "digits":
         scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
         return _indexed(SceneImages(scenes), transform, f"digits, {split}", num_classes=len(scenes.classes))
@@ -83,11 +84,6 @@ def _indexed(
 def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
     """A folder, or a tar file."""
     folder = os.path.isdir(path)
-    if not folder and not os.path.isfile(path):  # opening a FIFO would wait for ever
-        raise UserError(
-            f"There is no data at {printable(path)!r}. Give a folder with one folder of images per class, a tar file, "
-            "'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
-        )
     try:
         found = list_folder(path) if folder else list_tar(path)
     except Exception as error:  # of the file system, of tarfile

@@ -10,6 +10,7 @@ from .outcomes import (
     Outcomes as Outcomes,
     paired_difference as paired_difference,
     recovered_share as recovered_share,
+    student_shares as student_shares,
     summarize as summarize,
 )
 from .results import (
@@ -22,5 +23,6 @@ from .results import (
     results_table as results_table,
     row_checksums as row_checksums,
     save_results as save_results,
+    table_for as table_for,
 )
 from .scale import cheap_images as cheap_images, cheap_target as cheap_target, real_size_cost as real_size_cost

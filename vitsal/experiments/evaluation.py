@@ -31,9 +31,10 @@ from vitsal.errors import UserError, check_number
 from vitsal.experiments.journal import UNREADABLE, Cell, Journal, Row, journal_file
 from vitsal.experiments.outcomes import Outcomes
 from vitsal.guides.factory import Guide
+from vitsal.jobs.devices import device_name
 from vitsal.jobs.identity import describe, question_hash
 from vitsal.jobs.memory import Halving
-from vitsal.jobs.processes import computed_precision, device_name, make_accelerator
+from vitsal.jobs.processes import computed_precision, make_accelerator
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import embed_once, forward_kept
 from vitsal.reduction.keep import top_k_patches

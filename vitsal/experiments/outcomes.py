@@ -88,3 +88,14 @@ def recovered_share(
             return (ours - low) / (high - low)
 
     return bootstrap([outcomes.correct(name, keep_ratio) for name in (guide, chance, ideal)], share, seed)
+
+
+def student_shares(outcomes: Outcomes) -> dict[tuple[str, float], Interval]:
+    """(student's guide, keep ratio below 1) -> `recovered_share` of the gap between the guides random and rollout.
+
+    Empty where these are not among the guides.
+    """
+    if not {"random", "rollout"} <= set(outcomes.guides):
+        return {}
+    asked = [(name, ratio) for name, ratio in outcomes.predictions if name.startswith("student ") and ratio < 1]
+    return {point: recovered_share(outcomes, *point, chance="random", ideal="rollout") for point in asked}

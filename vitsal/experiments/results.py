@@ -168,6 +168,18 @@ def results_file(folder: str | Path, name: str, table: pd.DataFrame) -> Path:
     return Path(folder, f"{name}-{question_hash(identity.to_dict('list'))}.csv")
 
 
+def table_for(about: Mapping[str, Any], target: str, path: str | Path | None = None) -> Path:
+    """Where results that identify themselves so (`identity_table`) can be added: `path`, or a file in `runs`.
+
+    Raises:
+        UserError: what is there is no results table, or one of other things.
+    """
+    identity = identity_table(about, target)
+    path = Path(path or results_file("runs", "drop-curve", identity))
+    check_same(read_results(path), identity, path)
+    return path
+
+
 def save_results(outcomes: Mapping[str, Outcomes], folder: str | Path, name: str) -> pd.DataFrame:
     """Add the results of targets, name -> outcomes, to the table in `folder` that belongs to them, and return theirs.
 

@@ -20,7 +20,12 @@ from .explainers import (
     check_category as check_category,
     head_maps as head_maps,
 )
-from .factory import Guide as Guide, make_guide as make_guide
+from .factory import (
+    Guide as Guide,
+    make_choosers as make_choosers,
+    make_guide as make_guide,
+    picture_guide as picture_guide,
+)
 from .flow import attention_flow as attention_flow, flow_graph as flow_graph, with_residual as with_residual
 from .legacy import legacy_gradient_rollout as legacy_gradient_rollout, legacy_rollout as legacy_rollout
 from .rollout import (

@@ -19,7 +19,7 @@ from vitsal.choices import SEGMENT, WIDEST
 from vitsal.errors import UserError, check_number, suggestion
 from vitsal.jobs.files import check_folder, locked, read_json, write_whole
 from vitsal.jobs.identity import describe, differences, question_hash
-from vitsal.jobs.outputs import check_output
+from vitsal.jobs.paths import check_file, check_output
 from vitsal.pictures.video_files import (
     ENCODER,
     FORMATS,
@@ -95,8 +95,7 @@ def draw_on_video(
 def _check_request(
     source: Path, output: Path, columns: Mapping[str, Column], strength: float, width: int | None, batch_size: int
 ) -> None:
-    if not source.is_file():
-        raise UserError(f"There is no video file at {source}.")
+    check_file("video", source)
     if output.suffix.lower() not in FORMATS:
         near = suggestion(output.suffix.lower(), FORMATS)
         raise UserError(f"{output}: the output's name must end with one of {', '.join(FORMATS)}.{near}")

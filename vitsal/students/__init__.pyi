@@ -4,6 +4,7 @@ from .distillation import (
     accelerator_for as accelerator_for,
     describe_training as describe_training,
     distill as distill,
+    teach as teach,
     training_folder as training_folder,
 )
 from .fidelity import (

@@ -156,16 +156,26 @@ def _check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
         raise UserError(f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}.")
 
 
-def new_student(architecture: str, grid_size: Sequence[int], *, pretrained: bool = False, **options: Any) -> Student:
+def new_student(
+    architecture: str,
+    grid_size: Sequence[int],
+    *,
+    pretrained: bool = False,
+    seed: int | None = None,
+    **options: Any,
+) -> Student:
     """A student before its first lesson: random weights, or, with `pretrained`, a timm model's from its hub.
 
     Args:
         architecture, grid_size, options: as `Student` takes them.
         pretrained: only for a timm model.
+        seed: of the random weights, and of all random numbers after them; None leaves torch's state as it is.
 
     Raises:
         UserError: see `Student` and `make_backbone`; pretrained weights for an architecture that has none.
     """
+    if seed is not None:
+        torch.manual_seed(seed)
     options = {"input_size": [CELL * cells for cells in grid_size], **options}  # so that its config says it
     if not pretrained:
         return Student(architecture, grid_size, **options)
