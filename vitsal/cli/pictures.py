@@ -39,7 +39,7 @@ from vitsal.data.images import Batch, batches
 from vitsal.data.opening import open_data
 from vitsal.data.pictures import open_images, warn_of_skipped
 from vitsal.errors import LARGEST_COUNT, check_choice, printable
-from vitsal.guides.explainers import HeadsGuide
+from vitsal.guides.explainers import HeadGuide
 from vitsal.guides.factory import Guide, make_guide
 from vitsal.jobs.files import write_whole
 from vitsal.jobs.outputs import check_output, check_output_folder
@@ -115,7 +115,7 @@ def explain(
 
 def picture_guide(method: str, vit: nn.Module, **options: object) -> Guide:
     """The guide that a command draws: one of METHODS with its options (`make_guide`), or "heads"."""
-    return HeadsGuide(vit) if method == "heads" else make_guide(method, vit, **options)
+    return HeadGuide(vit) if method == "heads" else make_guide(method, vit, **options)
 
 
 def draw_sample(
