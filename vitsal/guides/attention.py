@@ -61,12 +61,11 @@ def record_attention(
         maps.append(attention if fuse is None else fuse(attention))
 
     with ExitStack() as stack:
-        handle = model.patch_embed.register_forward_pre_hook(lambda *_: maps.clear())
-        stack.callback(handle.remove)
+        stack.enter_context(model.patch_embed.register_forward_pre_hook(lambda *_: maps.clear()))
         modules = [attention_of(model, index) for index in indices]
         stack.enter_context(fused_attention(modules, False))
         for module in modules:
-            stack.callback(module.attn_drop.register_forward_hook(keep).remove)
+            stack.enter_context(module.attn_drop.register_forward_hook(keep))
         yield maps
     if len(maps) != len(indices):
         raise AttentionNotRecorded(
