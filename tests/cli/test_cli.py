@@ -24,7 +24,7 @@ from vitsal.course import recipes
 from vitsal.data.images import batches
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
-from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide, head_maps
+from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
 from vitsal.guides.factory import picture_guide
 from vitsal.models.loading import load_model
 from vitsal.models.pixels import to_pixels
@@ -165,7 +165,7 @@ def test_headings_name_what_is_shown(seen, tiny_vit):
         maps = {
             "rollout": RolloutGuide(tiny_vit, "max", 0.5)(seen.images)[0],
             gradient: GradientRolloutGuide(tiny_vit, category, 0.5)(seen.images)[0],
-            "head 2": head_maps(tiny_vit, seen.images)[0, 1],
+            "head 2": HeadGuide(tiny_vit)(seen.images)[0, 1],
         }
         for heading, saliency in maps.items():
             assert np.allclose(sample[heading], overlay(seen.pixels, saliency), atol=1e-4), heading

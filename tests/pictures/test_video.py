@@ -25,7 +25,7 @@ from vitsal.choices import SEGMENT
 from vitsal.errors import UserError
 from vitsal.guides import LastAttentionGuide, RolloutGuide
 from vitsal.guides.baselines import CenterGuide
-from vitsal.guides.explainers import HeadsGuide
+from vitsal.guides.explainers import HeadGuide
 from vitsal.jobs.files import locked
 from vitsal.models.loading import load_model
 from vitsal.pictures import video
@@ -99,10 +99,10 @@ def test_names_stay_in_their_corner(columns):
 
 def test_every_head_has_a_panel(model):
     images = torch.randn(2, 3, 32, 32)
-    heads = HeadsGuide(model)(images)
+    heads = HeadGuide(model)(images)
     assert heads.shape == (2, 3, 2, 2)
     assert_close(heads.mean(1), LastAttentionGuide(model)(images), 1e-6)
-    assert draw_frames([moving_picture(0)], {"head": Column(HeadsGuide(model), model)}).shape == (1, 48, 3 * 64, 3)
+    assert draw_frames([moving_picture(0)], {"head": Column(HeadGuide(model), model)}).shape == (1, 48, 3 * 64, 3)
 
 
 @pytest.mark.parametrize(

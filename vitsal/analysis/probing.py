@@ -1,4 +1,4 @@
-"""What a ViT has learnt to look at: filters, positions, attention distances and single heads, of any supported model.
+"""What a ViT has learnt to look at: filters, positions and attention distances, of any supported model.
 
 The probes of sayakpaul/probing-vits. Sources: Dosovitskiy et al. 2021 (arXiv:2010.11929, figure 7 and appendix D.7) and
 Raghu et al. 2021 (arXiv:2108.08810). Each probe runs the model in eval mode without gradients, and leaves it as it was.
@@ -7,7 +7,6 @@ Raghu et al. 2021 (arXiv:2108.08810). Each probe runs the model in eval mode wit
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,19 +20,8 @@ from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.attention import record_attention
+from vitsal.models.surgery import eval_mode
 from vitsal.models.tokens import grid_size
-
-
-@contextmanager
-def _probing(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards each module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def patch_distances(grid_size: tuple[int, int], patch_size: tuple[int, int] = (1, 1)) -> Tensor:
@@ -91,7 +79,7 @@ def attention_distances(model: nn.Module, images: Tensor) -> Tensor:
     """
     distances = patch_distances(grid_size(model, images), model.patch_embed.patch_size).to(images.device)
     reduce = partial(attention_distance, distances=distances, num_prefix_tokens=model.num_prefix_tokens)
-    with _probing(model), record_attention(model, reduce) as found:
+    with eval_mode(model), record_attention(model, reduce) as found:
         model(images)
     return torch.stack(found, dim=1)
 

@@ -15,7 +15,7 @@ from vitsal.guides.explainers import (
     FlowGuide,
     GradientAttentionGuide,
     GradientRolloutGuide,
-    HeadsGuide,
+    HeadGuide,
     LastAttentionGuide,
     ModelGuide,
     RolloutGuide,
@@ -85,4 +85,4 @@ def make_choosers(
 
 def picture_guide(method: str, model: nn.Module, **options: Any) -> Guide:
     """A guide to look at: one that explains a model, with its options (`make_guide`), or "heads", one map per head."""
-    return HeadsGuide(model) if method == "heads" else make_guide(method, model, **options)
+    return HeadGuide(model) if method == "heads" else make_guide(method, model, **options)
