@@ -31,8 +31,9 @@ from vitsal.cli.options import (
 from vitsal.data.opening import open_data
 from vitsal.errors import LARGEST_SEED, check_choice
 from vitsal.experiments import results
-from vitsal.experiments.evaluation import DropExperiment
+from vitsal.experiments.evaluation import answer
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, recovered_share
+from vitsal.experiments.question import Question
 from vitsal.experiments.scale import real_size_cost
 from vitsal.guides.factory import make_guide
 from vitsal.jobs.outputs import check_output, check_output_folder
@@ -83,8 +84,7 @@ def drop_curve(
     taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
     check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
-    if output is not None:
-        results.read_results(output)
+    there = None if output is None else results.read_results(output)  # what is no table is refused at once
     accelerator = make_accelerator()
     where = accelerator.device if device == "auto" else find_device(device)
     vit = load_model(target, checkpoint, device=where)
@@ -96,11 +96,11 @@ def drop_curve(
         pupils = load_students(student, where) if student else {"": None}
         choosers |= {f"student {name}": make_guide("student", vit, student=pupil) for name, pupil in pupils.items()}
     dataset = open_data(data, model_transform(vit), split=split)
-    experiment = DropExperiment(vit, choosers, dataset, tuple(ratios), limit)
-    identity = results.identity_table(experiment.about, target)
+    question = Question(vit, choosers, dataset, tuple(ratios), limit)
+    identity = results.identity_table(question.about, target)
     path = output or results.results_file("runs", "drop-curve", identity)
-    results.check_same(results.read_results(path), identity, path)
-    outcomes = experiment.run(folder=path.parent, batch_size=batch_size, num_workers=num_workers, strict=strict)
+    results.check_same(results.read_results(path) if there is None else there, identity, path)
+    outcomes = answer(question, path.parent, batch_size, num_workers, strict=strict)
     if accelerator.is_main_process:
         table = results.results_table(outcomes, target)
         results.add_results(table, path)

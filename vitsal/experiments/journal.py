@@ -43,7 +43,7 @@ class Journal:
     Args:
         path: file to keep them in, and to go on from; None keeps them in memory only.
         subject: what they are about: only predictions of one target on one data set are ever joined.
-        keys: number of each sample that is asked about -> what tells it and its content (`identity.sample_keys`): what
+        keys: number of each sample that is asked about -> what tells it and its content (`IndexedImages.keys`): what
             the file holds of other samples, or of the same ones as they were, is left there. None for a stream, whose
             samples are told by their numbers.
 

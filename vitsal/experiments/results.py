@@ -68,7 +68,7 @@ def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
     """What identifies results, one row per guide, before or after they are computed.
 
     Args:
-        about: see `vitsal.experiments.DropExperiment.about`.
+        about: see `vitsal.experiments.Question.about`.
         target: what to call the target.
     """
     same = {column: about[column] for column in ["target_id", "data", *SAMPLE, *ENVIRONMENT]}

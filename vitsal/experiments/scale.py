@@ -10,6 +10,7 @@ import resource
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from vitsal.data.images import IndexedImages
-from vitsal.experiments.evaluation import DropExperiment
+from vitsal.experiments.evaluation import drop_curve
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS
 from vitsal.experiments.results import DIFFERENCE, add_results, results_table
 from vitsal.guides import RolloutGuide
@@ -43,14 +44,26 @@ def cheap_target() -> nn.Module:
         return load_model("vit_tiny_patch16_224", pretrained=False, **options)
 
 
-def cheap_images(count: int, target: nn.Module) -> IndexedImages:
+@dataclass(frozen=True)
+class _Colours:
     """Images of 4 x 4 random colours, made on the fly; the same number is the same image."""
 
-    def read(index: int) -> tuple[Image.Image, int]:
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Colours that the number is the seed of."""
         colours = np.random.default_rng(index).integers(256, size=(4, 4, 3), dtype=np.uint8)
         return Image.fromarray(colours), index % CLASSES
 
-    return IndexedImages(read, "{:08d}.png".format, count, model_transform(target), source="made on the fly", stamp=str)
+    name, stamp = staticmethod("{:08d}.png".format), staticmethod(str)
+
+
+def cheap_images(count: int, target: nn.Module) -> IndexedImages:
+    """That many images of 4 x 4 random colours."""
+    return IndexedImages(_Colours(count), model_transform(target), "made on the fly")
 
 
 def real_size_cost(samples: Sequence[int], folder: str | Path) -> pd.DataFrame:
@@ -75,8 +88,8 @@ def _cost(count: int, folder: Path) -> pd.DataFrame:
     guides = {"random": RandomGuide(grid_size(target)), "center": CenterGuide(grid_size(target)), "rollout": rollout}
 
     def curve() -> int:
-        experiment = DropExperiment(target.to(accelerator.device), guides, dataset, BENCH_RATIOS)
-        outcomes = experiment.run(folder=folder, batch_size=BATCH)
+        vit = target.to(accelerator.device)
+        outcomes = drop_curve(vit, guides, dataset, BENCH_RATIOS, folder=folder, batch_size=BATCH)
         table = results_table(outcomes, "cheap")
         if accelerator.is_main_process:
             add_results(table, folder / "table.csv")

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches, data_fingerprint
-from vitsal.data.pictures import spread, warn_of_skipped
+from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.jobs.files import check_folder, read_json, write_whole
@@ -107,8 +107,8 @@ def cache_maps(
 
 def describe_maps(teacher: Teacher, dataset: IndexedImages | StreamedImages, settings: MapSettings) -> dict[str, Any]:
     """What cached maps are of, weights and data included, as JSON holds it."""
-    about = {"teacher": describe(teacher), "data": data_fingerprint(dataset), **asdict(settings)}
-    return json.loads(json.dumps(about))
+    data = dataset.fingerprint(dataset.keys(dataset.numbers(settings.limit)))
+    return json.loads(json.dumps({"teacher": describe(teacher), "data": data, **asdict(settings)}))
 
 
 def maps_folder(
@@ -119,12 +119,9 @@ def maps_folder(
 
 
 def _total(dataset: IndexedImages | StreamedImages, settings: MapSettings) -> int:
-    if isinstance(dataset, IndexedImages):
-        total = len(spread(len(dataset), settings.limit))
-    elif settings.limit is None:
+    total = dataset.count(settings.limit)
+    if total is None:
         raise UserError("A stream does not tell how many images it has: give a limit.")
-    else:
-        total = settings.limit
     if total == 0:
         raise UserError("The data set is empty: there is no image to ask the teacher about.")
     return total
@@ -184,7 +181,7 @@ class _Source:
         """Batches of this shard; those of the shard before must have been taken."""
         size, limit = self.settings.batch_size, self.settings.limit
         ahead = claim.first - self.next
-        if claim.view != self.view or ahead < 0 or (ahead and isinstance(self.dataset, IndexedImages)):
+        if claim.view != self.view or ahead < 0 or (ahead and not self.dataset.streamed):
             ahead = 0
             self.batches = batches(self.dataset, size, first=claim.first, limit=limit, num_workers=self.num_workers)
         self.view, self.next = claim.view, claim.first + size * BATCHES_PER_SHARD
