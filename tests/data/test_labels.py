@@ -85,9 +85,7 @@ def test_folders_that_cannot_be_mapped_are_named(opened, stray):
 def test_parts_are_no_classes(opened, tmp_path):
     """Whatever --split says, a training must not see what it is judged on."""
     paths = [f"{part}/{w}/{n}.jpg" for part in ("train", "val") for w in IMAGENETTE for n in range(2)]
-    with pytest.raises(
-        UserError, match=r"holds parts, not classes \(train, val\); (name one: .*data/train|make a)"
-    ):
+    with pytest.raises(UserError, match=r"holds parts, not classes \(train, val\); (name one: .*data/train|make a)"):
         opened(*paths)
     assert len(open_data(str(tmp_path / "data" / "train"), to_tensor, split="train")) == 20
 

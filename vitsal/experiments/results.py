@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 from vitsal.errors import UserError
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
 from vitsal.jobs.files import locked, write_whole
-from vitsal.jobs.identity import question_hash
+from vitsal.jobs.identity import checksum, question_hash
 
 POINT = ["target", "guide", "keep_ratio"]
 SAMPLE = ["limit", "data_id", "precision"]  # the same in all of a table, so that its rows can be compared
@@ -59,9 +58,9 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
 
 
 def row_checksums(table: pd.DataFrame) -> list[str]:
-    """For each row the CRC-32 of all that it says, in the order of the columns, 8 hexadecimal digits."""
+    """For each row the checksum of all that it says, in the order of the columns."""
     said = table[[column for column in RESULT_COLUMNS if column != CHECKSUM]].astype("string").fillna("")
-    return [f"{zlib.crc32(chr(31).join(row).encode()):08x}" for row in said.itertuples(index=False)]
+    return [checksum(chr(31).join(row)) for row in said.itertuples(index=False)]
 
 
 def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
