@@ -85,6 +85,16 @@ def write_shards(samples, folder, shard_size):
                     tar.addfile(member, io.BytesIO(content))
 
 
+class MadeImages:
+    """What data sets read from: samples that a function makes, number -> (image or file, label), told by `stamp`."""
+
+    def __init__(self, read, length, name=str, stamp=str):
+        self.read, self.length, self.name, self.stamp = read, length, name, stamp
+
+    def __len__(self):
+        return self.length
+
+
 def failing_command(monkeypatch, capsys, arguments, bars):
     """Run the command line, which must end with status 2, one paragraph on stderr after progress bars of these names.
 

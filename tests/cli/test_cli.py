@@ -256,7 +256,7 @@ def test_drop_curve_again_only_reads_what_is_kept(folder, checkpoint, tmp_path, 
     """And what one table needs, another in the same folder has already."""
     drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
     before = (tmp_path / "table.csv").read_bytes()
-    monkeypatch.setattr("vitsal.experiments.evaluation.DropExperiment.predict", None)
+    monkeypatch.setattr("vitsal.experiments.evaluation._Work.predict", None)
     for name in ("table.csv", "other.csv"):
         drop_curve(folder, checkpoint, tmp_path / name, "--keep", "0.5")
         assert (tmp_path / name).read_bytes() == before

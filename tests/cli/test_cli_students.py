@@ -217,7 +217,7 @@ def test_empty_folder(fail, tmp_path):
 def test_folders_that_hold_something_else(fail, trained, tmp_path):
     output, maps, _ = trained
     assert "holds another training (recipe: " in fail(train_student(output, maps, epochs=5))
-    assert "holds maps made by other settings (limit: 41 there, 40 now)" in fail(train_student(output, maps, limit=40))
+    assert "limit: 41 there, 40 now). Name another folder" in fail(train_student(output, maps, limit=40))
     other_size = fail(train_student(output, maps, cell=4, epochs=4))
     assert "holds maps made by other settings (image_size: [56, 56] there, [112, 112] now)" in other_size
     assert "holds another training (maps: " in fail(train_student(output, tmp_path / "maps", cell=4, epochs=4))

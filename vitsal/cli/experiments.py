@@ -72,9 +72,8 @@ def drop_curve(
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
     check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
     check_checkpoints(checkpoint, guide_checkpoint)
-    if output is not None:
-        vs.experiments.read_results(output)
     check_data(data, split)
+    there = None if output is None else vs.experiments.read_results(output)  # what is no table is refused at once
     accelerator, where = vs.jobs.make_accelerator(), vs.find_device(device)
     vit = vs.load_model(target, checkpoint, device=where)
     inner_name = target if guide_model is None else guide_model
@@ -83,9 +82,9 @@ def drop_curve(
     pupils = vs.load_students(student, where) if student else None
     choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **options)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
-    experiment = vs.experiments.DropExperiment(vit, choosers, dataset, tuple(ratios), limit)
-    path = vs.experiments.table_for(experiment.about, target, output)
-    outcomes = experiment.run(folder=path.parent, batch_size=batch_size, num_workers=num_workers, strict=strict)
+    question = vs.experiments.Question(vit, choosers, dataset, tuple(ratios), limit)
+    path = vs.experiments.table_for(question.about, target, output, there)
+    outcomes = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict=strict)
     if accelerator.is_main_process:
         table = vs.experiments.results_table(outcomes, target)
         vs.experiments.add_results(table, path)

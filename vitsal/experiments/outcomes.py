@@ -24,7 +24,7 @@ class Outcomes:
         labels: (n,) right classes.
         predictions: (guide, keep ratio) -> (n,) predicted classes.
         skipped: images that could not be read, and why.
-        about: what it was computed from and by (`vitsal.experiments.DropExperiment.about`).
+        about: what it was computed from and by (`vitsal.experiments.Question.about`).
     """
 
     names: list[str]

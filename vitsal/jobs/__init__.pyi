@@ -3,8 +3,10 @@ from .files import check_folder as check_folder, locked as locked, read_json as 
 from .identity import (
     checksum as checksum,
     describe as describe,
-    differences as differences,
+    file_hash as file_hash,
     question_hash as question_hash,
+    refuse_other as refuse_other,
+    tensors_checksum as tensors_checksum,
     weights_fingerprint as weights_fingerprint,
 )
 from .memory import Halving as Halving

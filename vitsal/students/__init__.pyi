@@ -26,6 +26,7 @@ from .maps import (
     Claim as Claim,
     MapSettings as MapSettings,
     Shard as Shard,
+    Teacher as Teacher,
     cache_maps as cache_maps,
     describe_maps as describe_maps,
     maps_folder as maps_folder,

@@ -143,7 +143,8 @@ class _Training:
     def __init__(
         self, student: Student, maps: Path, output: Path, recipe: TrainingSettings, accelerator: Accelerator
     ) -> None:
-        train, validation = CachedMaps(maps, "train"), CachedMaps(maps, "validation")
+        train = CachedMaps(maps, "train")
+        validation = train.part("validation")
         _check(student, train, recipe, accelerator)
         self.student, self.recipe, self.accelerator = student, recipe, accelerator
         self.checkpoints = Checkpoints(output, describe_training(student, maps, recipe), accelerator)
