@@ -119,6 +119,7 @@ def test_options_reach_the_student(trained, tmp_path):
     assert about["maps"]["teacher"].items() >= teacher.items()
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     """SIGKILL in the middle, as when a machine goes down; the same command again; no map is computed twice."""
     arguments = train_student(tmp_path / "disturbed", tmp_path / "maps", epochs=20)
@@ -143,6 +144,7 @@ def test_killed_training_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_two_processes_teach_what_one_does(tmp_path, monkeypatch):
     """Two processes jitter colours by other factors than one, so here nothing is jittered; the rest is the command's.
 

@@ -16,6 +16,7 @@ from vitsal.course.notebooks import find_notebooks, read_headlines, run_notebook
 from vitsal.errors import UserError
 
 
+@pytest.mark.slow
 def test_parameters_go_in_and_headlines_come_out(tmp_path):
     notebook = write_notebook(
         tmp_path / "notebooks" / "01_count.ipynb", 'limit = 1\nname = "a"\noutput_dir = ""', COUNT
@@ -28,6 +29,7 @@ def test_parameters_go_in_and_headlines_come_out(tmp_path):
     assert nbformat.read(notebook, as_version=4).cells[0].source.startswith("limit = 1")  # the original stays
 
 
+@pytest.mark.slow
 def test_failed_cell_is_named(tmp_path):
     notebook = write_notebook(
         tmp_path / "notebooks" / "02_fail.ipynb", 'output_dir = ""', "x = 1", "# divide\ny = x / 0", "never = True"
@@ -138,6 +140,7 @@ while not there.exists():
 """
 
 
+@pytest.mark.slow
 def test_two_run_at_a_time(tmp_path, monkeypatch, capsys):
     """Each waits for the other, with half of the cores; the first figure is announced as soon as it is there."""
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
@@ -155,6 +158,7 @@ def test_two_run_at_a_time(tmp_path, monkeypatch, capsys):
     assert f"First figure: {made}/" in told
 
 
+@pytest.mark.slow
 def test_longest_runs_first(tmp_path, monkeypatch, capsys):
     """How long it took is what Jupyter has noted in its cells; of one core, one has it all."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
@@ -187,6 +191,7 @@ def has_ended(pid):
     return False
 
 
+@pytest.mark.slow
 def test_a_failure_stops_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     fail = (
@@ -201,6 +206,7 @@ def test_a_failure_stops_the_other(tmp_path, monkeypatch):
     assert not (tmp_path / "made" / "03_never.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_no_success(tmp_path):
     kill = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nimport time\ntime.sleep(600)"
     notebook = write_notebook(tmp_path / "01_n.ipynb", 'output_dir = ""', kill)
@@ -208,6 +214,7 @@ def test_a_process_that_is_killed_is_no_success(tmp_path):
         run_notebooks([notebook], tmp_path / "made")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_kernels(tmp_path):
     """From a terminal it goes to all processes."""
     write_notebook(tmp_path / "notebooks" / "01_long.ipynb", 'output_dir = ""', ALIVE)

@@ -352,6 +352,7 @@ def watch(target, seen):
     target.register_forward_hook(lambda model, args, logits: seen["finite"].append(bool(logits.isfinite().all())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_dry_run(name, noise):
     """Every architecture at full size. VITSAL_SLOW_TESTS=1: all eight images and all keep ratios, MAE-huge as well."""

@@ -377,6 +377,7 @@ app([*curve, "--data", f"wds/{shards}", "--split", "val-{0..2}.tar", "-o", f"{ma
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_as_one(tmp_path):
     """Thirteen images in batches of two times three: the last step is padded, and nothing counts twice."""
     pytest.importorskip("webdataset", reason="needs vitsal[hub]")
@@ -410,6 +411,7 @@ def drop_curve_arguments(checkpoint, folder, output):
     return ["drop-curve", *[str(part) for name, value in options.items() for part in (f"--{name}", value)]]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     """SIGKILL at a random moment, as when a machine goes down, three times; then the table of an undisturbed run."""
     for index in range(60):
@@ -467,6 +469,7 @@ def test_a_guide_that_cannot_be_told_apart_is_never_taken_for_another(tiny_vit, 
     assert describe({"x": 1}) == {"x": 1}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("count", "limit"), [(2_500, None), (40_000, 24), (3_000, 2_999)])
 def test_more_samples_than_any_array_begins_with(tmp_path, count, limit):

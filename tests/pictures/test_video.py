@@ -198,6 +198,7 @@ def start_python(code, *arguments):
     return subprocess.Popen(command, env=os.environ | here, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_frames(tmp_path, monkeypatch):
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     source = write_film(tmp_path / "a.mp4", 2 * SEGMENT + 20)
@@ -348,6 +349,7 @@ def print_peak(source, output):
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tmp_path):
     films = [write_film(tmp_path / f"{s}.mp4", s * RATE, size=(360, 640), codec="mpeg4") for s in (2, 10)]
     code = "[test_video.print_peak(source, sys.argv[3]) for source in sys.argv[1:3]]"
