@@ -3,7 +3,6 @@
 import copy
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import noise_image, randomise, save_image, traces, write_shards
+from helpers import noise_image, randomise, save_image, start_command, traces, write_shards
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
@@ -426,14 +425,13 @@ def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     arguments, dice = drop_curve_arguments(checkpoint, tmp_path / "images", disturbed), random.Random(0)
     for kill in range(3):
         enough = lines() + dice.randint(2, 12)
-        with (tmp_path / f"log{kill}").open("w") as log:
-            run = subprocess.Popen([sys.executable, "-m", "vitsal.cli", *arguments], stdout=log, stderr=log)
+        run = start_command(arguments, tmp_path / f"log{kill}")
         deadline = time.monotonic() + 120
         while lines() < enough and time.monotonic() < deadline:
-            assert run.poll() is None, (tmp_path / f"log{kill}").read_text()
+            assert run.exitcode is None, (tmp_path / f"log{kill}").read_text()
             time.sleep(0.005)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
+        run.kill()
+        run.join()
         assert enough <= lines() < 61  # in the middle of its work
         assert not disturbed.exists()
 
