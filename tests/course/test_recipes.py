@@ -212,6 +212,7 @@ def test_operations_of_a_whole_recipe_on_a_real_model():
     assert count_recipe(half) == 10 * (3 * kept[4] + whole + of_guide)
 
 
+@pytest.mark.slow
 def test_operations_of_a_base_target():
     """ViT-B/16 takes 17.6 billion multiply-adds for an image."""
     spec, image = TARGETS["ViT-B/16"], torch.zeros(1, 3, 224, 224)
@@ -222,6 +223,7 @@ def test_operations_of_a_base_target():
     assert requirements._count_kept(spec, 1.0) / 1e9 == pytest.approx(35.1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_description():
     table = describe_recipes(speed=1e12).set_index("name")
     assert list(table.index) == list(RECIPES)
