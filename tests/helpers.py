@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import tarfile
+from multiprocessing import get_context
 
 import nbformat
 import pytest
@@ -110,6 +111,19 @@ def failing_command(monkeypatch, capsys, arguments, bars):
     assert error.startswith("Error: ")
     assert all(line.startswith(bars) for line in filter(None, before))
     return error
+
+
+def start_command(arguments, log):
+    """The command line in a process of its own, for which nothing is imported again; what it says goes to a file."""
+
+    def run():
+        with log.open("w") as sys.stdout:
+            sys.stderr, sys.argv = sys.stdout, ["vitsal", *map(str, arguments)]
+            cli.main()
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
 def write_notebook(path, *cells):

@@ -495,6 +495,7 @@ def test_block_that_rollout_cannot_record(fail):
     assert "ParallelThingsBlock" in said
 
 
+@pytest.mark.slow
 def test_unknown_preset_in_a_notebook(tmp_path):
     """The notebooks' own first cell: the error of `read_parameters` is what the failed run shows."""
     notebook = write_notebook(

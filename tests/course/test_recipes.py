@@ -217,6 +217,7 @@ def test_operations_of_a_whole_recipe_on_a_real_model():
     assert count_recipe(half) == 10 * (3 * kept[4] + whole + of_guide)
 
 
+@pytest.mark.slow
 def test_operations_of_a_base_target():
     """ViT-B/16 takes 17.6 billion multiply-adds for an image."""
     spec, image = TARGETS["ViT-B/16"], torch.zeros(1, 3, 224, 224)
@@ -227,6 +228,7 @@ def test_operations_of_a_base_target():
     assert requirements._count_kept(spec, 1.0) / 1e9 == pytest.approx(35.1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_description():
     table = describe_recipes(speed=1e12).set_index("name")
     assert list(table.index) == list(RECIPES)
@@ -357,6 +359,7 @@ def watch(target, seen):
     target.register_forward_hook(lambda model, args, logits: seen["finite"].append(bool(logits.isfinite().all())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_dry_run(name, noise):
     """Every architecture at full size. VITSAL_SLOW_TESTS=1: all eight images and all keep ratios, MAE-huge as well."""

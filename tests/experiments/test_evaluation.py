@@ -3,7 +3,6 @@
 import copy
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import MadeImages, noise_image, randomise, save_image, traces, write_shards
+from helpers import MadeImages, noise_image, randomise, save_image, start_command, traces, write_shards
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
@@ -380,6 +379,7 @@ app([*curve, "--data", f"wds/{shards}", "--split", "val-{0..2}.tar", "-o", f"{ma
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_as_one(tmp_path):
     """Thirteen images in batches of two times three: the last step is padded, and nothing counts twice.
 
@@ -417,6 +417,7 @@ def drop_curve_arguments(checkpoint, folder, output):
     return ["drop-curve", *[str(part) for name, value in options.items() for part in (f"--{name}", value)]]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     """SIGKILL at a random moment, as when a machine goes down, three times; then the table of an undisturbed run."""
     for index in range(60):
@@ -431,14 +432,13 @@ def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     arguments, dice = drop_curve_arguments(checkpoint, tmp_path / "images", disturbed), random.Random(0)
     for kill in range(3):
         enough = lines() + dice.randint(2, 12)
-        with (tmp_path / f"log{kill}").open("w") as log:
-            run = subprocess.Popen([sys.executable, "-m", "vitsal.cli", *arguments], stdout=log, stderr=log)
+        run = start_command(arguments, tmp_path / f"log{kill}")
         deadline = time.monotonic() + 120
         while lines() < enough and time.monotonic() < deadline:
-            assert run.poll() is None, (tmp_path / f"log{kill}").read_text()
+            assert run.exitcode is None, (tmp_path / f"log{kill}").read_text()
             time.sleep(0.005)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
+        run.kill()
+        run.join()
         assert enough <= lines() < 61  # in the middle of its work
         assert not disturbed.exists()
 
@@ -474,6 +474,7 @@ def test_a_guide_that_cannot_be_told_apart_is_never_taken_for_another(tiny_vit, 
     assert describe({"x": 1}) == {"x": 1}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("count", "limit"), [(2_500, None), (40_000, 24), (3_000, 2_999)])
 def test_more_samples_than_any_array_begins_with(tmp_path, count, limit):

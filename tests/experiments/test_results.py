@@ -191,6 +191,7 @@ def _add_rows(path, rows):
         add_results(row, path)
 
 
+@pytest.mark.slow
 def test_who_reads_while_another_writes_sees_a_whole_table(tmp_path):
     path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
     add_results(table[:1], path)
@@ -205,6 +206,7 @@ def test_who_reads_while_another_writes_sees_a_whole_table(tmp_path):
     assert len(read_results(path)) == 61
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_when_four_write_at_once(tmp_path):
     """Twenty tables (a hundred with VITSAL_SLOW_TESTS), four writers of one row each."""
     table = results_table(outcomes(), "vit")

@@ -392,6 +392,7 @@ class FreeGuide(CountingGuide):
         return images.mean(dim=1).unflatten(1, (4, 16)).unflatten(3, (4, 16)).mean(dim=(2, 4)).flatten(1) + 2
 
 
+@pytest.mark.slow
 def test_thousands_of_images_killed_in_the_middle(model, dataset, tmp_path, monkeypatch):
     """2,500 images whose colour tells their number, in 20 shards, spread by a limit of 2,400."""
     colour = lambda index: (index % 256, index // 256, 99)  # noqa: E731

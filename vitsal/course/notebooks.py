@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitsal.errors import UserError
-from vitsal.jobs.files import write_whole
+from vitsal.jobs.files import locked, write_whole
 
 NOTEBOOK_NAME = re.compile(r"(\d\d)_.+\.ipynb")
 HEADLINES = "headlines.json"
@@ -34,13 +34,16 @@ def find_notebooks(folder: str | Path, numbers: Sequence[int] = ()) -> list[Path
 
 
 def save_headlines(output_dir: str | Path, notebook: str, numbers: Mapping[str, object]) -> None:
-    """Add a notebook's headline numbers, text -> value, to `headlines.json` in its output folder.
+    """Add a notebook's headline numbers, text -> value, to `headlines.json` in its output folder, which is in order.
 
     Raises:
         UserError: the file that is there is damaged; it is left as it is.
     """
-    whole = json.dumps({**read_headlines(output_dir), notebook: dict(numbers)}, indent=1) + "\n"
-    write_whole(Path(output_dir, HEADLINES), lambda path: path.write_text(whole))
+    path = Path(output_dir, HEADLINES)
+    with locked(path):  # several notebooks may write at a time
+        headlines = {**read_headlines(output_dir), notebook: dict(numbers)}
+        whole = json.dumps(dict(sorted(headlines.items())), indent=1) + "\n"
+        write_whole(path, lambda part: part.write_text(whole))
 
 
 def read_headlines(output_dir: str | Path) -> dict[str, dict[str, object]]:
