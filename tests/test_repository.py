@@ -4,6 +4,7 @@ import ast
 import graphlib
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONDA_NAMES = {"torch": "pytorch"}
+HOUSE_IMPORTS = {
+    "import matplotlib.pyplot as plt",
+    "import numpy as np",
+    "import pandas as pd",
+    "import torch",
+    "import vitsal as vs",
+}
 
 
 def pyproject() -> dict:
@@ -48,6 +56,17 @@ def numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
+def imports_in(source: str) -> set[str]:
+    """What a cell imports, the standard library left out: statements."""
+    plain = re.sub(r"^( *)[!%].*$", r"\1pass", source, flags=re.MULTILINE)  # without Jupyter's commands
+    statements = [node for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {
+        ast.unparse(node)
+        for node in statements
+        if not {getattr(node, "module", name.name).partition(".")[0] for name in node.names} <= sys.stdlib_module_names
+    }
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestNotebookForm:
     def test_opening(self, path: Path) -> None:
@@ -61,6 +80,14 @@ class TestNotebookForm:
         assert "google.colab" in "".join(others[0]["source"])
         tagged = [cell for cell in others if "parameters" in cell["metadata"].get("tags", [])]
         assert len(tagged) == 1
+
+    def test_imports_the_package_by_its_face_and_little_else(self, path: Path) -> None:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        set_up, *others = ["".join(cell["source"]) for cell in cells]
+        assert {"import vitsal as vs"} <= imports_in(set_up) <= HOUSE_IMPORTS
+        assert not any(imports_in(source) for source in others)
+        outside_colabs_block = [line for line in set_up.splitlines() if line and not line.startswith((" ", "if "))]
+        assert len(outside_colabs_block) <= 8
 
     def test_cells_are_short(self, path: Path) -> None:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]

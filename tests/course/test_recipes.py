@@ -211,7 +211,7 @@ def test_operations_of_a_whole_recipe_on_a_real_model():
         for count in (176, 157, 137, 118, 98, 78, 59, 39, 20)  # of 196 patches
     ]
     # random costs nothing, the target's own rollout a forward pass of the target, the guide's one of the guide
-    expected = 1000 * (whole + (0 + sum(kept)) + (whole + sum(kept)) + (of_guide + sum(kept)))
+    expected = 400 * (whole + (0 + sum(kept)) + (whole + sum(kept)) + (of_guide + sum(kept)))
     assert count_recipe(RECIPES["embedded"]) == expected
     half = dataclasses.replace(RECIPES["embedded"], keep_ratios=(0.5,), num_images=10)
     assert count_recipe(half) == 10 * (3 * kept[4] + whole + of_guide)
@@ -235,7 +235,7 @@ def test_description():
     assert "vit_base_patch16_224.augreg2_in21k_ft_in1k (346.3 MB" in table["models"]["base16"]
     assert table["models"]["embedded"].startswith("vitsal_digits_target (2.8 MB, embedded); vitsal_digits_guide")
     assert table["missing_mb"]["embedded"] == 0
-    assert table["images"].to_dict() == {name: 1_000 if name == "embedded" else 50_000 for name in RECIPES}
+    assert table["images"].to_dict() == {name: 400 if name == "embedded" else 50_000 for name in RECIPES}
     # the whole once and 4.5 wholes for each guide's smaller ratios, and its own rollout: a little less, for attention
     # shrinks with the square
     assert table["pflop"]["base16"] == pytest.approx(50_000 * 35.1e9 * (1 + 2 * 4.5 + 1) / 1e15, rel=0.01)

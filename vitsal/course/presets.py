@@ -61,7 +61,7 @@ PRESETS: dict[str, Preset] = {
         data="digits",
         split="test",
         train_limit=800,
-        epochs=7,
+        epochs=5,
         student_width=16,
     ),
     "imagenette": Preset(

@@ -194,7 +194,7 @@ RECIPES = {
             ),
             data=DIGITS.data,
             split=DIGITS.split,
-            num_images=1_000,
+            num_images=400,
         ),
     )
 }

@@ -34,7 +34,9 @@ from .scenes import (
     Pose as Pose,
     Scene as Scene,
     digit_rows as digit_rows,
+    enlarged_digit as enlarged_digit,
     make_scene as make_scene,
+    photographs as photographs,
 )
 from .shards import ShardImages as ShardImages, open_shards as open_shards
 from .sources import (

@@ -49,11 +49,15 @@ from .video_files import (
     Film as Film,
     assemble as assemble,
     check_sound as check_sound,
+    cut_film as cut_film,
     encode as encode,
     inspect_video as inspect_video,
     is_gif as is_gif,
     pictures_of as pictures_of,
+    read_frames as read_frames,
     to_array as to_array,
+    write_film as write_film,
+    write_gif as write_gif,
 )
 from .video_panels import (
     Column as Column,
