@@ -1,27 +1,37 @@
-# Two commands do everything, set-up included: `make run` and `make test`.
+# Two commands do everything, set-up included: `make run` and `make test`; `make quick` is for while you work.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+SMALL := runs/small/notebooks
 
-.PHONY: run test figures notebooks lab app embedded clean
+.PHONY: run quick test lint figures notebooks lab app embedded clean
 
 run: $(INSTALLED)  ## execute all notebooks on the embedded default into runs/<time>/
 	$(BIN)/vitsal run
 
-test: $(INSTALLED)  ## lint, all tests, and every notebook through nbval
+quick: lint  ## lint, and the tests that are quick
+	$(PYTEST) --dist worksteal -m "not slow"
+
+test: lint  ## lint, all tests, and every notebook at a small size, each cell checked by nbval
+	$(PYTEST) --dist worksteal
+	rm -rf $(dir $(SMALL))
+	$(BIN)/python tests/small_notebooks.py $(SMALL)
+	OMP_NUM_THREADS=1 $(PYTEST) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(SMALL)
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 figures: $(INSTALLED)  ## regenerate the figures that the README shows
 	$(BIN)/vitsal run --output runs/figures
 	cp runs/figures/*.png runs/figures/*.svg runs/figures/08_side_by_side.gif figures/
 
-notebooks: $(INSTALLED)  ## execute the notebooks in place, as they are committed
+notebooks: $(INSTALLED)  ## execute the notebooks at full size, in place, as they are committed, and check them
 	cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.store_widget_state=False *.ipynb
+	$(BIN)/python -m pytest tests/test_repository.py
 
 lab: $(INSTALLED)  ## open the course in JupyterLab, which by itself takes no upload over 10 MB
 	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="{'websocket_max_message_size': 1073741824}"

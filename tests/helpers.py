@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import tarfile
+from multiprocessing import get_context
 
 import nbformat
 import pytest
@@ -85,6 +86,16 @@ def write_shards(samples, folder, shard_size):
                     tar.addfile(member, io.BytesIO(content))
 
 
+class MadeImages:
+    """What data sets read from: samples that a function makes, number -> (image or file, label), told by `stamp`."""
+
+    def __init__(self, read, length, name=str, stamp=str):
+        self.read, self.length, self.name, self.stamp = read, length, name, stamp
+
+    def __len__(self):
+        return self.length
+
+
 def failing_command(monkeypatch, capsys, arguments, bars):
     """Run the command line, which must end with status 2, one paragraph on stderr after progress bars of these names.
 
@@ -100,6 +111,19 @@ def failing_command(monkeypatch, capsys, arguments, bars):
     assert error.startswith("Error: ")
     assert all(line.startswith(bars) for line in filter(None, before))
     return error
+
+
+def start_command(arguments, log):
+    """The command line in a process of its own, for which nothing is imported again; what it says goes to a file."""
+
+    def run():
+        with log.open("w") as sys.stdout:
+            sys.stderr, sys.argv = sys.stdout, ["vitsal", *map(str, arguments)]
+            cli.main()
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
 def write_notebook(path, *cells):

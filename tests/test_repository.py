@@ -1,7 +1,10 @@
 """The repository keeps its promises: one set of requirements, and notebooks in the house form."""
 
+import ast
+import graphlib
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +13,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONDA_NAMES = {"torch": "pytorch"}
+HOUSE_IMPORTS = {
+    "import matplotlib.pyplot as plt",
+    "import numpy as np",
+    "import pandas as pd",
+    "import torch",
+    "import vitsal as vs",
+}
 
 
 def pyproject() -> dict:
@@ -46,6 +56,17 @@ def numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
+def imports_in(source: str) -> set[str]:
+    """What a cell imports, the standard library left out: statements."""
+    plain = re.sub(r"^( *)[!%].*$", r"\1pass", source, flags=re.MULTILINE)  # without Jupyter's commands
+    statements = [node for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {
+        ast.unparse(node)
+        for node in statements
+        if not {getattr(node, "module", name.name).partition(".")[0] for name in node.names} <= sys.stdlib_module_names
+    }
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestNotebookForm:
     def test_opening(self, path: Path) -> None:
@@ -59,6 +80,14 @@ class TestNotebookForm:
         assert "google.colab" in "".join(others[0]["source"])
         tagged = [cell for cell in others if "parameters" in cell["metadata"].get("tags", [])]
         assert len(tagged) == 1
+
+    def test_imports_the_package_by_its_face_and_little_else(self, path: Path) -> None:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        set_up, *others = ["".join(cell["source"]) for cell in cells]
+        assert {"import vitsal as vs"} <= imports_in(set_up) <= HOUSE_IMPORTS
+        assert not any(imports_in(source) for source in others)
+        outside_colabs_block = [line for line in set_up.splitlines() if line and not line.startswith((" ", "if "))]
+        assert len(outside_colabs_block) <= 8
 
     def test_cells_are_short(self, path: Path) -> None:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
@@ -87,3 +116,51 @@ def test_every_notebook_is_listed_with_its_badge() -> None:
     for path in NOTEBOOKS:
         assert f"notebooks/{path.name}" in readme
         assert path.name in listing
+
+
+# ---- the house: rooms on floors, and arrows that go down only
+FLOORS = [
+    {"errors"},
+    {"choices", "jobs", "data", "models", "reduction"},
+    {"students"},
+    {"guides"},
+    {"analysis", "embedded"},
+    {"experiments", "pictures", "course"},
+    {"cli"},
+]
+PACKAGE = ROOT / "vitsal"
+
+
+def room_of(path: Path) -> str:
+    """The room, or the file at the door, that a module belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a module imports from; what it takes from the face, `vs.load_model`, is asked for when it runs."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules |= {node.module} if node.module != "vitsal" else {f"vitsal.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {module.split(".")[1] for module in modules if module.startswith("vitsal.")} - {room_of(path)}
+
+
+def test_rooms_stand_on_floors_and_arrows_go_down_only() -> None:
+    """Rooms of one floor may know each other, as long as nobody goes round in a circle."""
+    arrows = {}
+    for path in PACKAGE.rglob("*.py"):
+        arrows.setdefault(room_of(path), set()).update(imported_rooms(path))
+    arrows.pop("__init__")
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert arrows.keys() == floor.keys()
+    up = {(room, other) for room in arrows for other in arrows[room] if floor[other] > floor[room]}
+    assert not up, f"these look upwards: {up}"
+    graphlib.TopologicalSorter(arrows).prepare()  # CycleError
+    assert "embedded" not in set().union(*arrows.values())
+
+
+def test_rooms_are_small() -> None:
+    for room in {path.parent for path in PACKAGE.rglob("*.py")}:
+        assert len([path for path in room.iterdir() if path.suffix in (".py", ".pyi")]) <= 11, room.name

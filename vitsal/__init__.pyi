@@ -24,7 +24,7 @@ from .guides.attention import record_attention as record_attention
 from .guides.explainers import GradientRolloutGuide as GradientRolloutGuide, RolloutGuide as RolloutGuide
 from .guides.factory import make_guide as make_guide
 from .guides.rollout import attention_rollout as attention_rollout
-from .jobs.processes import find_device as find_device
+from .jobs.devices import find_device as find_device
 from .models.loading import load_model as load_model
 from .models.tokens import grid_size as grid_size, model_transform as model_transform
 from .pictures.explorer import Explorer as Explorer

@@ -6,11 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitsal.errors import (
-    UserError,
-    check_choice,
-    check_number,
-)
+from vitsal.errors import UserError, check_choice, check_number
 
 GUIDE_OPTIONS = {
     "rollout": ("model", "head_fusion", "discard_ratio"),
@@ -27,6 +23,7 @@ METHODS = tuple(name for name in GUIDES if "model" in GUIDE_OPTIONS[name])  # th
 PICTURED = (*METHODS, "heads")
 VIT_EXPLAIN = {"head_fusion": "max", "discard_ratio": 0.9, "category_index": None}  # its defaults
 TEACHERS = ("rollout", "grad-rollout")  # guides whose maps are learnt
+HEAD_FUSIONS = ("mean", "max", "min")  # as `vitsal.guides.rollout` has them
 LOSSES = ("kl", "bce", "mse", "rank")  # as `vitsal.students.losses` has them
 ARCHITECTURES = ("convnet", "transformer")
 CELL = 4  # pixels of the input on each side of one cell of the grid, by default
@@ -38,6 +35,13 @@ BENCHMARKS = {
     "pipeline": ("student", "keep", "precision"),
 }  # with the options that each takes
 PRECISIONS = ("float32", "bfloat16")
+OWN_DATA = ("digits", "imagenette")
+LIBRARY_DATA = ("hfds/", "hfids/", "wds/", "tfds/")  # how names of data sets begin that other libraries open
+SPLITS = ("train", "validation", "val", "test")  # of our own data, which has two parts: all but "train" is the other
+PICTURE_FORMATS = (
+    *("eps", "gif", "jpg", "jpeg", "pdf", "pgf", "png", "ps", "raw", "rgba", "svg", "svgz", "tif", "tiff", "webp"),
+    "avif",
+)  # as matplotlib writes them
 SEGMENT = 128  # frames per part: what a kill may cost
 WIDEST = 16384  # pixels, as libx264 takes them
 

@@ -20,7 +20,7 @@ from vitsal.analysis.probing import (
 from vitsal.errors import UserError
 from vitsal.guides import LastAttentionGuide
 from vitsal.guides.attention import record_attention
-from vitsal.guides.explainers import head_maps
+from vitsal.guides.explainers import HeadGuide
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import default_readout, grid_size
 
@@ -147,7 +147,7 @@ def test_images_of_another_size():
     model = randomise(load_model("vit_tiny_patch16_224", **options))
     images = torch.randn(2, 3, 48, 80)
     assert_close(attention_distances(model, images), slow_distances(model, images), 1e-3)
-    assert head_maps(model, images).shape == (2, 3, 3, 5)
+    assert HeadGuide(model)(images).shape == (2, 3, 3, 5)
 
 
 @pytest.mark.parametrize("batches", [[], [torch.empty(0)]])
@@ -231,34 +231,34 @@ def test_head_maps_are_the_recorded_rows(model, images, block):
         rows = attention[:, :, 0, prefix:]
     else:
         rows = attention[:, :, prefix:, prefix:].mean(dim=2)
-    found = head_maps(model, images, block)
+    found = HeadGuide(model, block)(images)
     assert_close(found, rows.unflatten(-1, grid_size(model)))
 
 
 def test_mean_of_the_heads_is_the_last_attention(model, images):
-    assert_close(head_maps(model, images).mean(dim=1), LastAttentionGuide(model)(images))
+    assert_close(HeadGuide(model)(images).mean(dim=1), LastAttentionGuide(model)(images))
 
 
 @pytest.mark.parametrize("block", [2, -3])
 def test_unknown_block(distilled, block):
     with pytest.raises(UserError, match=f"no block {block}: this model has 2, 0 to 1, or -2 to -1"):
-        head_maps(distilled, torch.randn(1, 3, 32, 48), block)
+        HeadGuide(distilled, block)
 
 
 def test_model_is_as_before(distilled):
     """Also one that is being trained, with a part of it frozen; probes see it in eval mode."""
     images = torch.randn(2, 3, 32, 48)
-    expected = attention_distances(distilled, images), head_maps(distilled, images)
+    expected = attention_distances(distilled, images), HeadGuide(distilled)(images)
     distilled.train().blocks[0].eval()
     distilled.blocks[1].attn.attn_drop.p = 0.5
     before, modes = traces(distilled), [module.training for module in distilled.modules()]
     for _ in range(2):
         assert_close(attention_distances(distilled, images), expected[0])
-        assert_close(head_maps(distilled, images), expected[1])
+        assert_close(HeadGuide(distilled)(images), expected[1])
         projection_filters(distilled)
         position_similarity(distilled)
     with pytest.raises(AssertionError):
-        head_maps(distilled, images[..., :7])
+        HeadGuide(distilled)(images[..., :7])
     assert traces(distilled) == before
     assert [module.training for module in distilled.modules()] == modes
     assert torch.is_grad_enabled()
@@ -266,7 +266,7 @@ def test_model_is_as_before(distilled):
 
 def test_nothing_keeps_a_gradient(distilled):
     images = torch.randn(1, 3, 32, 48)
-    results = [attention_distances(distilled, images), head_maps(distilled, images)]
+    results = [attention_distances(distilled, images), HeadGuide(distilled)(images)]
     results += [projection_filters(distilled), position_similarity(distilled)]
     assert not any(result.requires_grad for result in results)
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from damage import BYTES, HEADLINES, JOURNAL, SETTINGS, TABLE, Damage
 from films import frames_of, write_film
-from helpers import randomise
+from helpers import MadeImages, randomise
 from PIL import Image
 from torch import nn
 
@@ -65,9 +65,8 @@ def dataset() -> IndexedImages:
     """Plain colours with labels."""
     colours = [tuple(37 * (index + 1) * step % 256 for step in (1, 3, 7)) for index in range(SAMPLES)]
     read = [(Image.new("RGB", (32, 32), colour), index % CLASSES) for index, colour in enumerate(colours)]
-    stamp = "{:03d}".format
-    transform = model_transform(target())
-    return IndexedImages(read.__getitem__, "{:03d}.png".format, SAMPLES, transform, source="colours", stamp=stamp)
+    images = MadeImages(read.__getitem__, SAMPLES, "{:03d}.png".format, "{:03d}".format)
+    return IndexedImages(images, model_transform(target()), "colours")
 
 
 def digest(*parts: object) -> str:

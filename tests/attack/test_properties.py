@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
+from helpers import MadeImages
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch.utils.data import BatchSampler
@@ -79,7 +80,7 @@ def test_processes_share_a_stream_each_sample_exactly_once(length, size, process
 def test_batches_account_for_each_sample_exactly_once(length, size, first, limit, broken):
     """Going on after `first`, in shards of batches, whatever of it is broken."""
     read = [("none.png" if index == broken else PICTURE, index) for index in range(length)]
-    dataset = IndexedImages(read.__getitem__, str, length, lambda image: torch.zeros(3, 1, 1))
+    dataset = IndexedImages(MadeImages(read.__getitem__, length), lambda image: torch.zeros(3, 1, 1))
     parts = iter(batches(dataset, size, first=first, limit=limit))
     shards = iter(lambda: list(islice(parts, 2)), [])
     found = [name for shard in shards for batch in shard for name in [*batch.names, *batch.skipped]]

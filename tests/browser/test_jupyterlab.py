@@ -7,6 +7,8 @@ from explorer_page import METHOD_CONTROLS, ExplorerPage
 from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = "01_rollout_exploration.ipynb"
 LAB = ["jupyterlab", "--allow-root", "--IdentityProvider.token=", "--ServerApp.root_dir=."]
 SETTINGS = {

@@ -7,6 +7,8 @@ import pytest
 from explorer_page import METHOD_CONTROLS, ExplorerPage
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def explorer(page, serve, notebooks):

@@ -20,16 +20,17 @@ from vitsal import cli
 from vitsal.analysis.exploration import Exploration
 from vitsal.analysis.probing import mean_attention_distance
 from vitsal.cli.options import parse_image_size
-from vitsal.cli.pictures import draw_sample, picture_guide
 from vitsal.course import recipes
 from vitsal.data.images import batches
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
-from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide, head_maps
+from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
+from vitsal.guides.factory import picture_guide
 from vitsal.models.loading import load_model
 from vitsal.models.pixels import to_pixels
 from vitsal.models.tokens import model_transform
 from vitsal.pictures.overlays import overlay
+from vitsal.pictures.sheets import draw_sample
 
 MODEL = "vitsal_digits_guide"
 
@@ -164,7 +165,7 @@ def test_headings_name_what_is_shown(seen, tiny_vit):
         maps = {
             "rollout": RolloutGuide(tiny_vit, "max", 0.5)(seen.images)[0],
             gradient: GradientRolloutGuide(tiny_vit, category, 0.5)(seen.images)[0],
-            "head 2": head_maps(tiny_vit, seen.images)[0, 1],
+            "head 2": HeadGuide(tiny_vit)(seen.images)[0, 1],
         }
         for heading, saliency in maps.items():
             assert np.allclose(sample[heading], overlay(seen.pixels, saliency), atol=1e-4), heading
@@ -173,7 +174,7 @@ def test_headings_name_what_is_shown(seen, tiny_vit):
 def test_explain_a_model_without_classes(picture, tmp_path, monkeypatch):
     """There is nothing to name."""
     model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=2, num_classes=0))
-    monkeypatch.setattr("vitsal.cli.pictures.load_sized_model", lambda *_: model)
+    monkeypatch.setattr("vitsal.models.load_sized_model", lambda *_, **__: model)
     shown = succeed("explain", picture, "--method", "rollout,heads", "-o", tmp_path / "out.svg")
     assert shown == f"{tmp_path / 'out.svg'}\n"
     headings = re.findall(r">([^<>]+)</text>", (tmp_path / "out.svg").read_text())
@@ -183,7 +184,7 @@ def test_explain_a_model_without_classes(picture, tmp_path, monkeypatch):
 def test_explain_at_another_size(picture, checkpoint, tmp_path, monkeypatch):
     """8 x 14 patches of 8 pixels: the model sees the middle of the picture, cut to this shape and not squeezed."""
     drawn = []
-    monkeypatch.setattr("vitsal.cli.pictures.contact_sheet", lambda samples: drawn.extend(samples) or plt.figure())
+    monkeypatch.setattr("vitsal.pictures.contact_sheet", lambda samples, _: drawn.extend(samples) or plt.figure())
     options = ["--model", MODEL, "--checkpoint", checkpoint, "--method", "rollout", "-o", tmp_path / "out.png"]
     succeed("explain", picture, *options, "--image-size", "64, 112")
     pixels, explained = drawn[0].values()
@@ -201,9 +202,20 @@ def test_video_at_another_size(checkpoint, tmp_path, monkeypatch):
     (tmp_path / f"{MODEL}.safetensors").write_bytes(checkpoint.read_bytes())
     monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
     asked = []
-    monkeypatch.setattr("vitsal.cli.pictures.draw_on_video", lambda *arguments, **_: asked.append(arguments[2]))
+    monkeypatch.setattr("vitsal.pictures.draw_on_video", lambda *arguments, **_: asked.append(arguments[2]))
+    (tmp_path / "in.mp4").touch()
     for method, panels in [("rollout", 1), ("heads", 3)]:
-        succeed("video", "in.mp4", "out.mp4", "--model", MODEL, "--method", method, "--image-size", "48,80")
+        succeed(
+            "video",
+            tmp_path / "in.mp4",
+            tmp_path / "out.mp4",
+            "--model",
+            MODEL,
+            "--method",
+            method,
+            "--image-size",
+            "48,80",
+        )
         frame = np.zeros((90, 160, 3), np.uint8)
         assert asked.pop()[MODEL].maps([frame]).shape == (1, panels, 6, 10)
 
@@ -244,7 +256,7 @@ def test_drop_curve_again_only_reads_what_is_kept(folder, checkpoint, tmp_path, 
     """And what one table needs, another in the same folder has already."""
     drop_curve(folder, checkpoint, tmp_path / "table.csv", "--keep", "0.5")
     before = (tmp_path / "table.csv").read_bytes()
-    monkeypatch.setattr("vitsal.experiments.evaluation.DropExperiment.predict", None)
+    monkeypatch.setattr("vitsal.experiments.evaluation._Work.predict", None)
     for name in ("table.csv", "other.csv"):
         drop_curve(folder, checkpoint, tmp_path / name, "--keep", "0.5")
         assert (tmp_path / name).read_bytes() == before
@@ -483,6 +495,7 @@ def test_block_that_rollout_cannot_record(fail):
     assert "ParallelThingsBlock" in said
 
 
+@pytest.mark.slow
 def test_unknown_preset_in_a_notebook(tmp_path):
     """The notebooks' own first cell: the error of `read_parameters` is what the failed run shows."""
     notebook = write_notebook(
@@ -509,7 +522,7 @@ def test_recipes_are_listed_with_what_they_need():
 
 
 def test_all_recipes(monkeypatch):
-    monkeypatch.setattr("vitsal.course.requirements.measure_speed", lambda device: 1e12)
+    monkeypatch.setattr("vitsal.course.measure_speed", lambda device: 1e12)
     lines = succeed("recipes").splitlines()
     names = [line.split(":")[0] for line in lines if line and not line.startswith(" ")]
     assert names[:9] == list(recipes.RECIPES)

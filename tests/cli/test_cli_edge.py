@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from vitsal import cli
 from vitsal.cli.options import parse_image_size, parse_ratios, parse_run_arguments, parse_value
 from vitsal.errors import UserError, check_number, check_whole, tell
-from vitsal.jobs.outputs import LONGEST_NAME, check_output, check_output_folder
-from vitsal.jobs.processes import find_device
+from vitsal.jobs.devices import find_device
+from vitsal.jobs.paths import LONGEST_NAME, check_output, check_output_folder
 
 MODEL = "vitsal_digits_guide"
 
@@ -64,10 +64,10 @@ def succeed(*arguments):
 def stop_with(monkeypatch, error):
     """Let `explain` raise this as soon as it loads its model."""
 
-    def load(*arguments):
+    def load(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("vitsal.cli.pictures.load_sized_model", load)
+    monkeypatch.setattr("vitsal.models.load_sized_model", load)
 
 
 @pytest.mark.parametrize(
@@ -389,6 +389,7 @@ def test_devices_that_cannot_compute(name):
         (TRAIN, ["--category-index", "3"], "--category-index says nothing to rollout"),
         (TRAIN, ["--views", "2", "--geometry"], "--geometry says nothing to a training with --views"),
         (TRAIN, ["--architecture", "resnet18", "--width", "16"], "--width says nothing to resnet18"),
+        (["recipes", "base16"], ["--device", "cpu"], "--device says nothing to a single recipe: it is for the list of"),
         (["benchmark", "rollout"], ["--keep", "0.5"], "--keep says nothing to rollout: it is for dropping, pipeline."),
         (["benchmark", "dropping"], ["--student", "x"], "--student says nothing to dropping: it is for student"),
         (["benchmark", "student"], ["--precision", "float32"], "--precision says nothing to student"),
@@ -445,7 +446,7 @@ def test_probe_names_and_counts(tmp_path):
 def test_damaged_headlines_are_named(fail, tmp_path, monkeypatch):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "headlines.json").write_text(json.dumps({"one": 3}))
-    monkeypatch.setattr("vitsal.course.notebooks.run_notebooks", lambda *_: tmp_path / "made")
+    monkeypatch.setattr("vitsal.course.run_notebooks", lambda *_: tmp_path / "made")
     write_notebook(tmp_path / "notebooks" / "01_n.ipynb", 'output_dir = ""')
     assert "headlines.json holds no headline numbers; remove it" in fail("run", "--notebooks", tmp_path / "notebooks")
 
@@ -453,7 +454,7 @@ def test_damaged_headlines_are_named(fail, tmp_path, monkeypatch):
 def test_folders_named_like_what_is_read_by_name(tmp_path, monkeypatch):
     """A second run into them is no writing over: the data and the model come out of the package."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vitsal.cli.students.load_model", lambda *_, **__: pytest.fail("got that far", pytrace=False))
+    monkeypatch.setattr("vitsal.load_model", lambda *_, **__: pytest.fail("got that far", pytrace=False))
     for name in ("digits", MODEL):
         Path(name).mkdir()
         with pytest.raises(pytest.fail.Exception, match="got that far"):

@@ -1,8 +1,6 @@
 """Students on the command line: trained, used as guides, killed, on two processes; one paragraph for what is wrong."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,7 +9,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from helpers import failing_command
+from helpers import failing_command, start_command
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -119,18 +117,18 @@ def test_options_reach_the_student(trained, tmp_path):
     assert about["maps"]["teacher"].items() >= teacher.items()
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     """SIGKILL in the middle, as when a machine goes down; the same command again; no map is computed twice."""
     arguments = train_student(tmp_path / "disturbed", tmp_path / "maps", epochs=20)
     pointer = tmp_path / "disturbed" / "checkpoint.json"
-    with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen([sys.executable, "-m", "vitsal.cli", *arguments], stdout=log, stderr=log)
+    run = start_command(arguments, tmp_path / "log")
     deadline = time.monotonic() + 120
     while not pointer.exists() and time.monotonic() < deadline:
-        assert run.poll() is None, (tmp_path / "log").read_text()
+        assert run.exitcode is None, (tmp_path / "log").read_text()
         time.sleep(0.005)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
+    run.kill()
+    run.join()
     assert 1 <= len(json.loads(pointer.read_text())["history"]) < 20  # in the middle of its work
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").iterdir()}
     assert len(shards) == 2  # one, and the settings
@@ -143,6 +141,7 @@ def test_killed_training_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_two_processes_teach_what_one_does(tmp_path, monkeypatch):
     """Two processes jitter colours by other factors than one, so here nothing is jittered; the rest is the command's.
 
@@ -217,7 +216,7 @@ def test_empty_folder(fail, tmp_path):
 def test_folders_that_hold_something_else(fail, trained, tmp_path):
     output, maps, _ = trained
     assert "holds another training (recipe: " in fail(train_student(output, maps, epochs=5))
-    assert "holds maps made by other settings (limit: 41 there, 40 now)" in fail(train_student(output, maps, limit=40))
+    assert "limit: 41 there, 40 now). Name another folder" in fail(train_student(output, maps, limit=40))
     other_size = fail(train_student(output, maps, cell=4, epochs=4))
     assert "holds maps made by other settings (image_size: [56, 56] there, [112, 112] now)" in other_size
     assert "holds another training (maps: " in fail(train_student(output, tmp_path / "maps", cell=4, epochs=4))

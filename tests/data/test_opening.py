@@ -79,7 +79,7 @@ def test_folders_named_by_wordnet_id_are_imagenets_classes(tmp_path):
 def test_every_folder_of_the_real_sample_is_known(imagenet_sample):
     dataset = open_data(str(imagenet_sample), to_tensor)
     assert len(dataset) == 500
-    labels = {dataset.read(index)[1] for index in range(len(dataset))}
+    labels = {dataset.images.read(index)[1] for index in range(len(dataset))}
     assert len(labels) == 500
     assert max(labels) <= 999
 
@@ -374,7 +374,7 @@ def test_damaged_image_in_a_hugging_face_stream_is_named(hub_folder):
 
 
 def stamps(dataset):
-    return [dataset.stamp(index) for index in range(len(dataset))]
+    return [dataset.images.stamp(index) for index in range(len(dataset))]
 
 
 def test_stamp_of_a_file_that_was_replaced(folder):
@@ -384,7 +384,7 @@ def test_stamp_of_a_file_that_was_replaced(folder):
     (folder / "owl" / "0.png").unlink()
     changed = [index for index, (old, new) in enumerate(zip(before, stamps(dataset), strict=True)) if old != new]
     assert changed == [5, 7]
-    assert dataset.stamp(7) == "2 missing"
+    assert dataset.images.stamp(7) == "2 missing"
     assert stamps(open_data(str(folder), to_tensor))[:5] == before[:5]
 
 
@@ -424,13 +424,13 @@ def test_stamps_of_hugging_face_data_sets(hub_folder):
 
 def test_stamps_of_scenes(monkeypatch):
     test, train = (open_data("digits", to_tensor, split=split) for split in ("test", "train"))
-    assert len({*stamps(test), train.stamp(0), train.stamp(1)}) == len(test) + 2
-    before = test.stamp(7)
+    assert len({*stamps(test), train.images.stamp(0), train.images.stamp(1)}) == len(test) + 2
+    before = test.images.stamp(7)
     monkeypatch.setattr("vitsal.data.scenes.GLYPH_CELL", 7)  # another recipe
     from vitsal.data.sources import _recipe
 
     _recipe.cache_clear()
-    assert open_data("digits", to_tensor, split="test").stamp(7) != before
+    assert open_data("digits", to_tensor, split="test").images.stamp(7) != before
     _recipe.cache_clear()
 
 

@@ -4,10 +4,11 @@ import time
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+import skimage.data
+from sklearn.datasets import load_digits, load_sample_image
 
 from vitsal.data import scenes
-from vitsal.data.scenes import PHOTOGRAPHS, DigitScenes, digit_rows, make_scene
+from vitsal.data.scenes import PHOTOGRAPHS, DigitScenes, digit_rows, enlarged_digit, make_scene, photographs
 from vitsal.errors import UserError
 
 
@@ -90,3 +91,22 @@ def test_scenes_are_made_quickly() -> None:
     for index in range(100):
         make_scene("test", 0, index)
     assert time.process_time() - start < 1.5
+
+
+def test_photographs_are_those_of_the_two_packages() -> None:
+    found = photographs("chelsea.png", "coins.png", "china.jpg")
+    assert list(found) == ["chelsea.png", "coins.png", "china.jpg"]
+    assert np.array_equal(found["chelsea.png"], skimage.data.chelsea())
+    assert np.array_equal(found["coins.png"], np.repeat(skimage.data.coins()[..., None], 3, axis=2))
+    assert np.array_equal(found["china.jpg"], load_sample_image("china.jpg"))
+    with pytest.raises(FileNotFoundError, match="dog"):
+        photographs("dog.png")
+
+
+def test_an_enlarged_digit_is_the_glyph_of_the_scenes_and_keeps_its_strokes() -> None:
+    glyphs, _ = scenes._digits()
+    assert np.array_equal(enlarged_digit(3, scenes.GLYPH), glyphs[3])
+    large = enlarged_digit(3, 200)
+    assert large.shape == (200, 200)
+    cells = large[20:-20, 20:-20].reshape(8, 20, 8, 20).mean((1, 3))  # without the empty rim, pixel by pixel
+    assert np.corrcoef(cells.ravel(), load_digits().images[3].ravel())[0, 1] > 0.98

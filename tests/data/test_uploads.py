@@ -64,6 +64,7 @@ def test_first_frame_of_an_animation():
     assert picture.getpixel((0, 0)) == (0, 0, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 def test_hundred_megapixels_are_scaled_down(kind):
     content = file_of(Image.new("RGB", (12_500, 8_000), (10, 200, 90)), kind)

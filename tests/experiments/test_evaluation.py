@@ -3,7 +3,6 @@
 import copy
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import noise_image, randomise, save_image, traces, write_shards
+from helpers import MadeImages, noise_image, randomise, save_image, start_command, traces, write_shards
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
@@ -21,12 +20,14 @@ from typer.testing import CliRunner
 
 from vitsal.analysis.intervals import wilson_interval
 from vitsal.cli import app
-from vitsal.data.images import IndexedImages, StreamedImages, data_fingerprint, describe_transform
+from vitsal.data.images import IndexedImages, StreamedImages, describe_transform
+from vitsal.data.labels import check_labels
 from vitsal.data.opening import open_data
 from vitsal.data.pictures import to_rgb
 from vitsal.errors import UserError
-from vitsal.experiments.evaluation import ANY_GUIDE, DropExperiment, check_labels, drop_curve
+from vitsal.experiments.evaluation import _Work, drop_curve
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
+from vitsal.experiments.question import ANY_GUIDE, Question
 from vitsal.experiments.scale import cheap_images, cheap_target
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.adapters import AdaptedGuide, StudentGuide
@@ -212,7 +213,7 @@ def test_a_guide_with_gradients_beside_the_targets_own(tiny_vit, dataset):
             assert np.array_equal(together.predictions[name, ratio], alone.predictions[name, ratio])
 
 
-def test_what_is_known_is_not_computed_again(tiny_vit, dataset, guides, tmp_path):
+def test_what_is_known_is_not_computed_again(tiny_vit, dataset, guides, tmp_path, monkeypatch):
     """New guides, ratios and images are added to what is there; the answers are those of one run in one go."""
     parts = [
         ({"center": guides["center"]}, (0.5,), 4),
@@ -228,17 +229,14 @@ def test_what_is_known_is_not_computed_again(tiny_vit, dataset, guides, tmp_path
     (journal,) = tmp_path.glob("outcomes-*.jsonl")
     before = journal.read_bytes()
 
-    def fail(images, cells):
-        raise AssertionError("computed again")
-
-    known = DropExperiment(tiny_vit, guides, dataset, RATIOS)
-    object.__setattr__(known, "predict", fail)
-    assert same(known.run(folder=tmp_path, progress=False), piecewise)
+    monkeypatch.setattr(_Work, "predict", None)
+    assert same(drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, progress=False), piecewise)
     assert journal.read_bytes() == before
 
 
-def test_only_what_is_missing_is_asked_for(tiny_vit, dataset, tmp_path):
+def test_only_what_is_missing_is_asked_for(tiny_vit, dataset, tmp_path, monkeypatch):
     guides = {"a": Counting()}
+    monkeypatch.setattr(Question, "guide_ids", {"a": "the same"})  # a guide that counts is another one each time
     for ratios, limit, seen in [
         ((0.5,), 4, 4),
         ((0.5,), 4, 4),
@@ -246,9 +244,7 @@ def test_only_what_is_missing_is_asked_for(tiny_vit, dataset, tmp_path):
         ((0.5, 0.3), 4, 8),
         ((0.5,), 13, 17),
     ]:
-        experiment = DropExperiment(tiny_vit, guides, dataset, ratios, limit)
-        experiment.guide_ids["a"] = "the same"  # a guide that counts is another one each time
-        experiment.run(folder=tmp_path, progress=False)
+        drop_curve(tiny_vit, guides, dataset, ratios, limit=limit, folder=tmp_path, progress=False)
         assert guides["a"].seen == seen
 
 
@@ -264,18 +260,23 @@ def test_goes_on_after_a_kill_at_any_byte(tiny_vit, dataset, guides, tmp_path):
         assert journal.read_bytes() == content
 
 
+def fingerprint(dataset):
+    """Of all its samples."""
+    return dataset.fingerprint(dataset.keys(dataset.numbers()))
+
+
 def test_fingerprints_tell_weights_and_data_apart(tiny_vit, dataset, tmp_path):
     before = weights_fingerprint(tiny_vit)
     assert weights_fingerprint(tiny_vit) == before
     with torch.no_grad():
         tiny_vit.head.bias[3] += 1e-6
     assert weights_fingerprint(tiny_vit) != before
-    same_again = data_fingerprint(open_data(str(tmp_path / "images"), dataset.transform))
-    assert data_fingerprint(dataset) == same_again
+    same_again = fingerprint(open_data(str(tmp_path / "images"), dataset.transform))
+    assert fingerprint(dataset) == same_again
     noise_image(tmp_path / "images" / "0" / "00.png", seed=99)
-    other_pixels = data_fingerprint(dataset)
+    other_pixels = fingerprint(dataset)
     noise_image(tmp_path / "images" / "9" / "more.png", seed=1)
-    more = data_fingerprint(open_data(str(tmp_path / "images"), dataset.transform))
+    more = fingerprint(open_data(str(tmp_path / "images"), dataset.transform))
     assert len({same_again, other_pixels, more}) == 3
 
 
@@ -293,7 +294,7 @@ def test_cells_change_with_all_that_could_change_the_answer(tiny_vit, dataset):
     """And with nothing else: the same question, asked again, finds its answer."""
 
     def cell(guide):
-        return DropExperiment(tiny_vit, {"mine": guide}, dataset, (0.5,)).cells["mine", 0.5]
+        return Question(tiny_vit, {"mine": guide}, dataset, (0.5,)).cells["mine", 0.5]
 
     other_model = copy.deepcopy(tiny_vit)
     with torch.no_grad():
@@ -310,7 +311,7 @@ def test_cells_change_with_all_that_could_change_the_answer(tiny_vit, dataset):
     ]
     assert len({cell(guide) for guide in guides}) == 11
     assert cell(RolloutGuide(copy.deepcopy(tiny_vit), "max", 0.9)) == cell(guides[0])
-    whole = DropExperiment(tiny_vit, {"mine": guides[0]}, dataset, (1.0,)).cells
+    whole = Question(tiny_vit, {"mine": guides[0]}, dataset, (1.0,)).cells
     assert whole == {("mine", 1.0): (ANY_GUIDE, 1.0)}
 
 
@@ -363,6 +364,7 @@ TWO_PROCESSES = """
 import sys
 from vitsal.cli import app
 from vitsal.experiments.evaluation import drop_curve
+from vitsal.experiments.question import ANY_GUIDE, Question
 from vitsal.experiments.scale import cheap_images, cheap_target
 folder, shards, checkpoint, made = sys.argv[1:]
 target = cheap_target()
@@ -377,13 +379,18 @@ app([*curve, "--data", f"wds/{shards}", "--split", "val-{0..2}.tar", "-o", f"{ma
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_as_one(tmp_path):
-    """Thirteen images in batches of two times three: the last step is padded, and nothing counts twice."""
+    """Thirteen images in batches of two times three: the last step is padded, and nothing counts twice.
+
+    In the folder there is one more that cannot be read.
+    """
     pytest.importorskip("webdataset", reason="needs vitsal[hub]")
     paths = [tmp_path / "images" / f"{index % 10}" / f"{index:02d}.png" for index in range(13)]
     for index, path in enumerate(paths):
         noise_image(path, seed=index, size=(112, 112))
     write_shards([(path, int(path.parent.name)) for path in sorted(paths)], tmp_path / "shards", shard_size=5)
+    (tmp_path / "images" / "4" / "99.png").write_text("these are my notes")
     checkpoint, script = tmp_path / "small.safetensors", tmp_path / "script.py"
     save_file(randomise(load_model("vitsal_digits_guide", pretrained=False)).state_dict(), checkpoint)
     script.write_text(TWO_PROCESSES)
@@ -410,6 +417,7 @@ def drop_curve_arguments(checkpoint, folder, output):
     return ["drop-curve", *[str(part) for name, value in options.items() for part in (f"--{name}", value)]]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     """SIGKILL at a random moment, as when a machine goes down, three times; then the table of an undisturbed run."""
     for index in range(60):
@@ -424,14 +432,13 @@ def test_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     arguments, dice = drop_curve_arguments(checkpoint, tmp_path / "images", disturbed), random.Random(0)
     for kill in range(3):
         enough = lines() + dice.randint(2, 12)
-        with (tmp_path / f"log{kill}").open("w") as log:
-            run = subprocess.Popen([sys.executable, "-m", "vitsal.cli", *arguments], stdout=log, stderr=log)
+        run = start_command(arguments, tmp_path / f"log{kill}")
         deadline = time.monotonic() + 120
         while lines() < enough and time.monotonic() < deadline:
-            assert run.poll() is None, (tmp_path / f"log{kill}").read_text()
+            assert run.exitcode is None, (tmp_path / f"log{kill}").read_text()
             time.sleep(0.005)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
+        run.kill()
+        run.join()
         assert enough <= lines() < 61  # in the middle of its work
         assert not disturbed.exists()
 
@@ -467,6 +474,7 @@ def test_a_guide_that_cannot_be_told_apart_is_never_taken_for_another(tiny_vit, 
     assert describe({"x": 1}) == {"x": 1}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("count", "limit"), [(2_500, None), (40_000, 24), (3_000, 2_999)])
 def test_more_samples_than_any_array_begins_with(tmp_path, count, limit):
@@ -570,16 +578,18 @@ def test_an_image_that_changes_during_the_work_stops_it(tiny_vit, dataset, tmp_p
 
 def test_an_image_that_could_not_be_read_once_is_tried_again(tiny_vit, dataset, guides, tmp_path, monkeypatch):
     """Too many open files, say: it is left out, told, and no class is noted for it; the next run has it."""
-    whole, read = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False), dataset.read
+    whole, source = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False), dataset.images
     tries = []
 
     def fail_once(index):
         tries.append(index)
-        return (tmp_path / "none.png" if tries.count(4) == 1 and index == 4 else read(index)[0]), read(index)[1]
+        image, label = source.read(index)
+        return (tmp_path / "none.png" if tries.count(4) == 1 and index == 4 else image), label
 
-    monkeypatch.setattr(dataset, "read", fail_once)
-    with pytest.warns(UserWarning, match="it could not be read at first"):
+    monkeypatch.setattr(dataset, "images", MadeImages(fail_once, len(source), source.name, source.stamp))
+    with pytest.warns(UserWarning, match=r"\(there is no such file, or it is no regular one\)"):
         first = drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, progress=False)
+    assert sorted(tries) == list(range(13))  # the reason is told without another try
     assert len(first.names) == 12
     assert all((predicted >= 0).all() for predicted in first.predictions.values())
     assert same(drop_curve(tiny_vit, guides, dataset, RATIOS, folder=tmp_path, progress=False), whole)
@@ -611,7 +621,8 @@ def test_a_stream_that_breaks_off_while_known_cells_are_filled_is_not_ended(tiny
 
 def test_samples_that_nothing_tells_apart_are_refused(tiny_vit):
     image = Image.new("RGB", (64, 64))
-    dataset = IndexedImages(lambda index: (image, 0), lambda index: "one name", 3, model_transform(tiny_vit))
+    same_name = MadeImages(lambda index: (image, 0), 3, lambda index: "one name", lambda index: "one content")
+    dataset = IndexedImages(same_name, model_transform(tiny_vit))
     with pytest.raises(UserError, match="Two samples of the data have one name and one content"):
         drop_curve(tiny_vit, {"c": CenterGuide((4, 4))}, dataset, [0.5], progress=False)
 
@@ -648,7 +659,7 @@ def test_a_model_in_training_mode_is_refused(tiny_vit, dataset):
     inside = {"rollout": AdaptedGuide(RolloutGuide(other), tiny_vit)}
     for target, guides, name in [(other, {"c": CenterGuide((4, 4))}, "target"), (tiny_vit, inside, "rollout")]:
         with pytest.raises(UserError, match=f"The {name} is in training mode"):
-            DropExperiment(target, guides, dataset, (0.5,))
+            Question(target, guides, dataset, (0.5,))
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (16,), (4, 3), (1, 4, 4)])

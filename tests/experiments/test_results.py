@@ -18,6 +18,7 @@ from vitsal.experiments.results import (
     results_file,
     results_table,
     row_checksums,
+    save_results,
 )
 
 ABOUT = {
@@ -190,6 +191,7 @@ def _add_rows(path, rows):
         add_results(row, path)
 
 
+@pytest.mark.slow
 def test_who_reads_while_another_writes_sees_a_whole_table(tmp_path):
     path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
     add_results(table[:1], path)
@@ -204,6 +206,7 @@ def test_who_reads_while_another_writes_sees_a_whole_table(tmp_path):
     assert len(read_results(path)) == 61
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_when_four_write_at_once(tmp_path):
     """Twenty tables (a hundred with VITSAL_SLOW_TESTS), four writers of one row each."""
     table = results_table(outcomes(), "vit")
@@ -213,3 +216,22 @@ def test_no_row_is_lost_when_four_write_at_once(tmp_path):
             pool.starmap(add_results, [(table[number : number + 1], path) for number in range(4)])
             assert len(read_results(path)) == 4
             assert len(pd.read_parquet(path.with_suffix(".parquet"))) == 4
+
+
+def test_results_of_several_targets_in_one_table_that_is_named_by_them(tmp_path):
+    """What is returned are these results alone; the file, whose name tells what they are of, keeps all."""
+    targets = {"vit": outcomes(), "big": outcomes(target_id="big 99")}
+    table = save_results(targets, tmp_path, "curves")
+    whole = pd.concat([results_table(known, target) for target, known in targets.items()], ignore_index=True)
+    pd.testing.assert_frame_equal(table, whole)
+    assert table[["target", "guide", "keep_ratio", "correct"]].values.tolist() == [
+        [target, *row]
+        for target in targets
+        for row in [("random", 0.5, 1), ("rollout", 0.5, 3), ("random", 1, 4), ("rollout", 1, 4)]
+    ]
+    (path,) = tmp_path.glob("*.csv")
+    assert path == results_file(tmp_path, "curves", table)
+    save_results(targets, tmp_path, "curves")
+    pd.testing.assert_frame_equal(read_results(path), table, check_dtype=False)
+    assert len(save_results({"vit": outcomes()}, tmp_path, "curves")) == 4
+    assert sorted(len(read_results(path)) for path in tmp_path.glob("*.csv")) == [4, 8]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from vitsal.experiments.scale import cheap_images, cheap_target, real_size_cost
 
 RUN = "import sys; from vitsal.experiments.scale import real_size_cost; real_size_cost([3000], sys.argv[1])"
@@ -18,6 +20,7 @@ def test_the_target_is_cheap_and_always_the_same():
     assert first(image).tolist() == second(image).tolist()
 
 
+@pytest.mark.slow
 def test_known_answers_are_the_same_and_cost_no_more_than_a_part(tmp_path):
     table = real_size_cost([600, 2_400], tmp_path)
     costs = table.set_index(["samples", "task"])
@@ -29,6 +32,7 @@ def test_known_answers_are_the_same_and_cost_no_more_than_a_part(tmp_path):
     assert costs.loc[2_400, "drop curve"].us_per_sample < 3 * costs.loc[600, "drop curve"].us_per_sample
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_table(tmp_path):
     """Two processes, SIGKILL whenever 400 more samples are known; then one process to the end."""
     real_size_cost([3_000], tmp_path / "undisturbed")

@@ -13,6 +13,7 @@ from vitsal.guides.attention import AttentionRecord, record_attention
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.guides.explainers import HeadGuide
 from vitsal.guides.factory import make_guide
+from vitsal.guides.legacy import LegacyGradientRolloutGuide, LegacyRolloutGuide
 from vitsal.guides.rollout import attention_rollout, fuse_gradient, fuse_heads
 from vitsal.models.loading import load_model
 from vitsal.models.pixels import convert_images
@@ -121,14 +122,17 @@ def test_last_attention_without_a_class_token_is_the_mean_row(siglip):
 
 
 def test_legacy_differs_and_needs_a_single_prefix_token(tiny_vit, images):
-    ours, legacy = (RolloutGuide(tiny_vit, "max", 0.9, legacy=flag)(images) for flag in (False, True))
-    assert not torch.allclose(ours, legacy, rtol=0.05)
-    ours, legacy = (GradientRolloutGuide(tiny_vit, 3, 0.5, legacy=flag)(images) for flag in (False, True))
-    assert not torch.allclose(ours, legacy, rtol=0.05)
+    for ours, legacy, options in [
+        (RolloutGuide, LegacyRolloutGuide, ("max", 0.9)),
+        (GradientRolloutGuide, LegacyGradientRolloutGuide, (3, 0.5)),
+    ]:
+        maps = legacy(tiny_vit, *options)(images)
+        assert not torch.allclose(ours(tiny_vit, *options)(images), maps, rtol=0.05)
+        assert_close(legacy(tiny_vit, *options).explain(AttentionRecord(tiny_vit, images)), maps)
     distilled = load_model("deit_tiny_distilled_patch16_224", pretrained=False, img_size=64, depth=1)
-    for make in (RolloutGuide, GradientRolloutGuide):
+    for make in (LegacyRolloutGuide, LegacyGradientRolloutGuide):
         with pytest.raises(UserError, match="legacy"):
-            make(distilled, legacy=True)
+            make(distilled)
 
 
 def test_random_depends_on_seed_and_image_only(images):
@@ -220,6 +224,24 @@ def test_head_guide_needs_a_block_and_a_head_that_are_there(tiny_vit, block, hea
 def test_a_recorded_pass_explains_as_a_pass_of_its_own(tiny_vit, images, name):
     guide = make_guide(name, tiny_vit, head_fusion="max", discard_ratio=0.5)
     assert_close(guide.explain(AttentionRecord(tiny_vit, images)), guide(images))
+
+
+def test_whole_attention_is_not_kept(tiny_vit, images, monkeypatch):
+    """Where no gradient is needed, each block's heads are fused before the next block runs."""
+    seen = []
+
+    def spy(attention, *_, **__):
+        seen.append(attention.shape)
+        return fuse_heads(attention)
+
+    monkeypatch.setattr("vitsal.guides.explainers.fuse_heads", spy)
+    for block in tiny_vit.blocks[1:]:
+        block.register_forward_pre_hook(lambda *_: seen.append("next block"))
+    RolloutGuide(tiny_vit)(images)
+    assert seen == [(4, 3, 17, 17), "next block", (4, 3, 17, 17), "next block", (4, 3, 17, 17)]
+    seen.clear()
+    LastAttentionGuide(tiny_vit)(images)
+    assert seen == ["next block", "next block", (4, 3, 17, 17)]
 
 
 def test_one_record_gives_the_gradients_of_any_class(tiny_vit, images):

@@ -43,6 +43,7 @@ def test_what_killed_runs_left_is_removed_once_nobody_can_be_at_work_on_it(tmp_p
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a1.txt.part17", "a[1].txt", "a[1].txt.part18"]
 
 
+@pytest.mark.slow
 def test_a_lock_is_waited_for_or_refused_and_a_killed_run_holds_none(tmp_path, capsys):
     path = tmp_path / "table.csv"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)

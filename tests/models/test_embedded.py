@@ -18,6 +18,7 @@ TINY = train.Schedule(((1, 20, 20), (1, 30, 196)), 1e-3, epoch_size=64, test_sce
 GUIDE = "vitsal_digits_guide"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_embedded_weights_tell_the_digits(name: str) -> None:
     model = timm.create_model(name, pretrained=True)
@@ -69,6 +70,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_a_kill_as_if_nothing_happened(tmp_path, monkeypatch) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
@@ -107,6 +109,7 @@ def test_embedded_students_are_small() -> None:
     assert sum(file.stat().st_size for file in files) <= 2e6
 
 
+@pytest.mark.slow
 def test_an_embedded_student_can_be_taught_again(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(teach.RECIPES, "convnet", TrainingSettings(epochs=1))
     folder = teach.teach("convnet", "rollout", tmp_path, scenes=80)

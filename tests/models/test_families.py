@@ -18,8 +18,16 @@ from vitsal.pictures.explorer_figure import draw_exploration
 from vitsal.reduction.drop import embed_once, forward_kept, gather_tokens, keep_patches
 from vitsal.reduction.keep import top_k_patches
 
+QUICK = ("ViT tiny", "DeiT distilled", "DINO", "DINOv2 registers", "DINOv3", "EVA-02 not square", "BEiT not square")
 
-@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, family in FAMILIES.items()
+    ],
+)
 def family(request):
     return request.param
 

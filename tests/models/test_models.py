@@ -334,6 +334,7 @@ def test_sizes_that_a_model_cannot_have():
             load_model(NAME, pretrained=False, img_size=size)
 
 
+@pytest.mark.slow
 def test_hybrids_are_refused_and_nothing_else_of_their_kind():
     """All of timm's ViTs, without memory for their weights."""
     names = [

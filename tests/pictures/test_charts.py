@@ -19,10 +19,11 @@ from vitsal.pictures.charts import (
     plot_published,
     plot_speedups,
     share_legend,
+    use_slide_style,
 )
 from vitsal.pictures.overlays import hide_dropped, overlay, scale_map, tile_pictures
-from vitsal.pictures.sheets import SLIDE, contact_sheet, fit_text, show_pictures
-from vitsal.pictures.style import COLOURS, save_figure, shorten, use_slide_style
+from vitsal.pictures.sheets import contact_sheet, fit_text, show_pictures
+from vitsal.pictures.style import COLOURS, SLIDE, save_figure, shorten
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from helpers import assert_close, noise_image, randomise
+from helpers import MadeImages, assert_close, noise_image, randomise
 from PIL import Image
 from safetensors import safe_open
 
@@ -262,7 +262,7 @@ def test_map_that_is_not_finite_is_refused_at_once(model, dataset, tmp_path, mon
     ("changed", "said"),
     [
         ({"image_size": (16, 16)}, r"image_size: \[32, 32\] there, \[16, 16\] now"),
-        ({"limit": 10}, "limit: None there, 10 now"),
+        ({"limit": 10}, "data: .* there, .* now; limit: None there, 10 now"),
         ({"views": 2, "seed": 1}, "seed: 0 there, 1 now; views: 0 there, 2 now"),
         ({"batch_size": 2}, "batch_size: 1 there, 2 now"),
         ("weights", "teacher: .*vit_tiny_patch16_224 .* there, .*vit_tiny_patch16_224 .* now"),
@@ -299,7 +299,7 @@ def test_folder_that_cannot_hold_maps(model, dataset, tmp_path):
 
 
 def test_no_images(model, dataset, tmp_path):
-    empty = IndexedImages(dataset.read, dataset.name, 0, dataset.transform)
+    empty = IndexedImages(MadeImages(dataset.images.read, 0), dataset.transform)
     with pytest.raises(UserError, match="The data set is empty"):
         run(model, empty, tmp_path)
 
@@ -322,7 +322,8 @@ def test_stream(model, dataset, whole, tmp_path):
 
 def test_stream_is_read_once_and_not_from_its_beginning_for_each_shard(model, dataset, whole, tmp_path):
     read = []
-    counted = IndexedImages(lambda index: read.append(index) or dataset.read(index), str, COUNT, dataset.transform)
+    images = MadeImages(lambda index: read.append(index) or dataset.images.read(index), COUNT)
+    counted = IndexedImages(images, dataset.transform)
     settings = replace(SETTINGS, limit=COUNT)
     run(model, stream_of(counted), tmp_path / "maps", settings)
     assert sorted(read) == list(range(COUNT))
@@ -391,11 +392,12 @@ class FreeGuide(CountingGuide):
         return images.mean(dim=1).unflatten(1, (4, 16)).unflatten(3, (4, 16)).mean(dim=(2, 4)).flatten(1) + 2
 
 
+@pytest.mark.slow
 def test_thousands_of_images_killed_in_the_middle(model, dataset, tmp_path, monkeypatch):
     """2,500 images whose colour tells their number, in 20 shards, spread by a limit of 2,400."""
     colour = lambda index: (index % 256, index // 256, 99)  # noqa: E731
     read = lambda index: (Image.new("RGB", (64, 64), colour(index)), 0)  # noqa: E731
-    many = IndexedImages(read, str, 2500, dataset.transform, stamp=str)
+    many = IndexedImages(MadeImages(read, 2500), dataset.transform)
     settings = MapSettings((8, 8), limit=2400, batch_size=8)
     monkeypatch.setattr(CountingGuide, "last", 1000)
     with pytest.raises(Stopped):

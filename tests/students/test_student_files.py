@@ -154,6 +154,7 @@ def rewrite(folder, change):
     save_file(change(weights), folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_the_weights_is_used(saved, tmp_path):
     shutil.copytree(saved / "transformer", tmp_path / "copy")
     weights, used = tmp_path / "copy" / "model.safetensors", []

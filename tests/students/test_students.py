@@ -96,6 +96,7 @@ def test_logits_equal_the_network_written_out(architecture, by_hand, grid_size, 
     assert_close(logits, by_hand(scaled, student.network, grid_size) + student.position, 1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", BACKBONES)
 def test_timm_backbone_by_name(name):

@@ -1,3 +1,4 @@
+from .benchmarks import run_benchmark as run_benchmark
 from .cost import (
     PLAIN as PLAIN,
     count_operations as count_operations,
@@ -18,7 +19,7 @@ from .faithfulness import (
     score_guides as score_guides,
     score_table as score_table,
 )
-from .intervals import bootstrap as bootstrap, wilson_interval as wilson_interval
+from .intervals import bootstrap as bootstrap, mean_interval as mean_interval, wilson_interval as wilson_interval
 from .localization import mask_energy as mask_energy, patch_masks as patch_masks, pointing_game as pointing_game
 from .occlusion import (
     PatchSwitches as PatchSwitches,
@@ -27,10 +28,13 @@ from .occlusion import (
     switch_off as switch_off,
 )
 from .probing import (
+    Probe as Probe,
     attention_distance as attention_distance,
     attention_distances as attention_distances,
+    distance_table as distance_table,
     mean_attention_distance as mean_attention_distance,
     patch_distances as patch_distances,
     position_similarity as position_similarity,
+    probe_model as probe_model,
     projection_filters as projection_filters,
 )

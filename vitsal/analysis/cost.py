@@ -22,10 +22,9 @@ from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
 from vitsal.guides.baselines import RandomGuide
 from vitsal.guides.factory import Guide
-from vitsal.jobs.processes import device_name
+from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
-from vitsal.reduction.drop import forward_kept
-from vitsal.reduction.keep import top_k_patches
+from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.students.student import Student
 
 PLAIN = "none"  # in the place of a guide: the untouched target
@@ -136,7 +135,7 @@ def pipeline_cost(
         raise UserError(f"{PLAIN!r} stands for the untouched target in the table; name the guide otherwise.")
     images = example_images(target, batch_size)
     tasks = {(PLAIN, 1.0): partial(target, images)} | {
-        (name, ratio): partial(_run_pipeline, target, guide, ratio, images)
+        (name, ratio): partial(AcceleratedViT(target, guide, ratio), images)
         for name, guide in guides.items()
         for ratio in keep_ratios
         if ratio != 1
@@ -145,10 +144,6 @@ def pipeline_cost(
     tasks = {key: autocast(task) for key, task in tasks.items()}
     setting = {"batch_size": batch_size, "precision": precision, "device": device_name(images.device)}
     return _cost_table(tasks, time_alternating(tasks, repeats, images.device), setting)
-
-
-def _run_pipeline(target: nn.Module, guide: Guide, keep_ratio: float, images: Tensor) -> Tensor:
-    return forward_kept(target, images, top_k_patches(guide(images), keep_ratio))
 
 
 def _cost_table(

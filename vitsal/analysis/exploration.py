@@ -70,5 +70,12 @@ class Exploration:
             logits = forward_kept(self.model, self.images, keep.to(self.images.device))
         return View(saliency, keep[0], self._top(logits, 5))
 
+    def prediction(self, category_index: int | None = None) -> Prediction:
+        """What the model thinks of one class on all patches; of the likeliest, where none is given."""
+        if category_index is None:
+            return self.predictions[0]
+        probabilities = self.record.logits[0].softmax(dim=0)
+        return Prediction(category_index, self.names[category_index], probabilities[category_index].item())
+
     def _top(self, logits: Tensor, count: int) -> list[Prediction]:
         return top_classes(logits[0].float().cpu(), self.names, count) if self.model.num_classes else []

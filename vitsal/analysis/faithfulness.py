@@ -36,7 +36,7 @@ from tqdm import tqdm
 from vitsal.analysis.intervals import REPEATS
 from vitsal.analysis.occlusion import Fill, PatchSwitches, hide_grey, hide_smoothly, switch_off
 from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
-from vitsal.data.pictures import spread, warn_of_skipped
+from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.factory import Guide
 from vitsal.models.tokens import grid_size
@@ -155,8 +155,7 @@ def score_guides(
         raise UserError("The target has no classifier, so no answer to be faithful to; choose one with a head.")
     if target.training:
         raise UserError("The target is in training mode, in which its answers are random; call its eval() first.")
-    rows, skipped = [], {}
-    total = limit if isinstance(dataset, StreamedImages) else len(spread(len(dataset), limit))
+    rows, skipped, total = [], {}, dataset.count(limit)
     with tqdm(desc="faithfulness", total=total, unit="image", mininterval=1, disable=not progress) as bar:
         for batch in batches(dataset, batch_size, limit=limit):
             skipped |= batch.skipped

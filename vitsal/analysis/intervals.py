@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem, t as student_t
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson 1927)."""
     interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over rows, and half the width of its 95 % interval by Student's t: (n, ...) -> (...) twice.
+
+    One row alone says nothing of the spread: its half width is not a number.
+    """
+    mean, n = values.mean(axis=0), len(values)
+    return mean, student_t.ppf(0.975, n - 1) * sem(values) if n > 1 else np.full_like(mean, np.nan)
 
 
 REPEATS = 2_000

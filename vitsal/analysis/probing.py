@@ -1,4 +1,4 @@
-"""What a ViT has learnt to look at: filters, positions, attention distances and single heads, of any supported model.
+"""What a ViT has learnt to look at: filters, positions and attention distances, of any supported model.
 
 The probes of sayakpaul/probing-vits. Sources: Dosovitskiy et al. 2021 (arXiv:2010.11929, figure 7 and appendix D.7) and
 Raghu et al. 2021 (arXiv:2108.08810). Each probe runs the model in eval mode without gradients, and leaves it as it was.
@@ -6,30 +6,22 @@ Raghu et al. 2021 (arXiv:2108.08810). Each probe runs the model in eval mode wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.attention import record_attention
+from vitsal.models.surgery import eval_mode
 from vitsal.models.tokens import grid_size
-
-
-@contextmanager
-def _probing(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards each module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def patch_distances(grid_size: tuple[int, int], patch_size: tuple[int, int] = (1, 1)) -> Tensor:
@@ -87,7 +79,7 @@ def attention_distances(model: nn.Module, images: Tensor) -> Tensor:
     """
     distances = patch_distances(grid_size(model, images), model.patch_embed.patch_size).to(images.device)
     reduce = partial(attention_distance, distances=distances, num_prefix_tokens=model.num_prefix_tokens)
-    with _probing(model), record_attention(model, reduce) as found:
+    with eval_mode(model), record_attention(model, reduce) as found:
         model(images)
     return torch.stack(found, dim=1)
 
@@ -175,3 +167,65 @@ def position_similarity(model: nn.Module) -> Tensor:
     patches = model.pos_embed[0, -grid[0] * grid[1] :].float()  # prefix tokens, if embedded, come first
     directions = F.normalize(patches, dim=1)
     return (directions @ directions.T).view(*grid, *grid)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How far a model's heads look, and its first filters.
+
+    Attributes:
+        distances, spreads: mean over the images of each head's attention distance, and its deviation, (L, H) in pixels.
+        uniform: the distance of attention to all patches alike.
+        filters: (n, ph, pw, 3) in [0, 1], see `projection_filters`.
+        images: how many there were.
+    """
+
+    distances: Tensor
+    spreads: Tensor
+    uniform: float
+    filters: Tensor
+    images: int
+
+
+def probe_model(
+    model: nn.Module, dataset: IndexedImages | StreamedImages, batch_size: int = 32, **options: int | None
+) -> Probe:
+    """Probe a model over a data set with its transform; images that cannot be read are skipped and named.
+
+    Args:
+        model: a timm ViT.
+        dataset: as `open_data` returns it.
+        batch_size, options: as `vitsal.data.batches` takes them.
+    """
+    filters = projection_filters(model)
+    images = _Readable(batches(dataset, batch_size, **options))
+    distances, spreads = mean_attention_distance(model, images)
+    uniform = patch_distances(grid_size(model), model.patch_embed.patch_size).mean().item()
+    return Probe(distances, spreads, uniform, filters, images.count)
+
+
+@dataclass
+class _Readable:
+    """The images of batches, counted; at the end, those that could not be read are named."""
+
+    batches: Iterable[Batch]
+    count: int = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        skipped: dict[str, str] = {}
+        for batch in self.batches:
+            self.count += len(batch.names)
+            skipped |= batch.skipped
+            yield batch.images
+        warn_of_skipped(skipped)
+
+
+def distance_table(probes: Mapping[str, Probe]) -> pd.DataFrame:
+    """One row per head: model, block, head, mean distance and its spread over images, in pixels."""
+    tables = []
+    for name, probe in probes.items():
+        num_blocks, num_heads = probe.distances.shape
+        heads = pd.MultiIndex.from_product([[name], range(1, num_blocks + 1), range(1, num_heads + 1)])
+        values = {"mean_px": probe.distances.flatten().tolist(), "std_px": probe.spreads.flatten().tolist()}
+        tables.append(pd.DataFrame(values, heads.set_names(["model", "block", "head"])).reset_index())
+    return pd.concat(tables, ignore_index=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import nn
 
-from vitsal.analysis import cost as benchmarks
-from vitsal.choices import ARCHITECTURES, BENCHMARKS, GUIDES
+import vitsal as vs
+from vitsal.choices import BENCHMARKS, GUIDES, PRECISIONS
 from vitsal.cli.options import (
     DATA_HELP,
     BatchSizeOption,
@@ -22,24 +19,15 @@ from vitsal.cli.options import (
     PlainDiscardOption,
     PlainHeadFusionOption,
     WorkersOption,
+    check_checkpoints,
     data_path,
     parse_counts,
     parse_ratios,
     refuse_option,
     taken_options,
 )
-from vitsal.data.opening import open_data
 from vitsal.errors import LARGEST_SEED, check_choice
-from vitsal.experiments import results
-from vitsal.experiments.evaluation import DropExperiment
-from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, recovered_share
-from vitsal.experiments.scale import real_size_cost
-from vitsal.guides.factory import make_guide
-from vitsal.jobs.outputs import check_output, check_output_folder
-from vitsal.jobs.processes import find_device, make_accelerator
-from vitsal.models.loading import load_model
-from vitsal.models.tokens import grid_size, model_transform
-from vitsal.students.student import Student, load_student, load_students, new_student
+from vitsal.jobs.paths import check_data, check_output, check_output_folder
 
 
 def drop_curve(
@@ -83,39 +71,28 @@ def drop_curve(
     taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
     check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
-    if output is not None:
-        results.read_results(output)
-    accelerator = make_accelerator()
-    where = accelerator.device if device == "auto" else find_device(device)
-    vit = load_model(target, checkpoint, device=where)
+    check_checkpoints(checkpoint, guide_checkpoint)
+    check_data(data, split)
+    there = None if output is None else vs.experiments.read_results(output)  # what is no table is refused at once
+    accelerator, where = vs.jobs.make_accelerator(), vs.find_device(device)
+    vit = vs.load_model(target, checkpoint, device=where)
     inner_name = target if guide_model is None else guide_model
     same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
-    inner = vit if same_model else load_model(inner_name, guide_checkpoint, device=where)
-    choosers = {name: make_guide(name, vit, model=inner, **options) for name in names if name != "student"}
-    if "student" in names:
-        pupils = load_students(student, where) if student else {"": None}
-        choosers |= {f"student {name}": make_guide("student", vit, student=pupil) for name, pupil in pupils.items()}
-    dataset = open_data(data, model_transform(vit), split=split)
-    experiment = DropExperiment(vit, choosers, dataset, tuple(ratios), limit)
-    identity = results.identity_table(experiment.about, target)
-    path = output or results.results_file("runs", "drop-curve", identity)
-    results.check_same(results.read_results(path), identity, path)
-    outcomes = experiment.run(folder=path.parent, batch_size=batch_size, num_workers=num_workers, strict=strict)
+    inner = vit if same_model else vs.load_model(inner_name, guide_checkpoint, device=where)
+    pupils = vs.load_students(student, where) if student else None
+    choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **options)
+    dataset = vs.open_data(data, vs.model_transform(vit), split=split)
+    question = vs.experiments.Question(vit, choosers, dataset, tuple(ratios), limit)
+    path = vs.experiments.table_for(question.about, target, output, there)
+    outcomes = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict=strict)
     if accelerator.is_main_process:
-        table = results.results_table(outcomes, target)
-        results.add_results(table, path)
-        print(table[[*SUMMARY_COLUMNS, *results.DIFFERENCE]].to_string(index=False, float_format="{:.4f}".format))
-        print_shares(outcomes, ratios)
+        table = vs.experiments.results_table(outcomes, target)
+        vs.experiments.add_results(table, path)
+        columns = [*vs.experiments.SUMMARY_COLUMNS, *vs.experiments.DIFFERENCE]
+        print(table[columns].to_string(index=False, float_format="{:.4f}".format))
+        for point, share in vs.experiments.student_shares(outcomes).items():
+            print("{}, keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(*point, *share))
         print(path)
-
-
-def print_shares(outcomes: Outcomes, keep_ratios: list[float]) -> None:
-    """Tell the share of the gap between random and rollout that a student recovers, where all three were asked for."""
-    pupils = [name for name in outcomes.guides if name.startswith("student ")]
-    if {"random", "rollout"} <= set(outcomes.guides):
-        for pupil, ratio in product(pupils, (ratio for ratio in keep_ratios if ratio < 1)):
-            share = recovered_share(outcomes, pupil, ratio, chance="random", ideal="rollout")
-            print("{}, keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(pupil, ratio, *share))
 
 
 def benchmark(
@@ -143,22 +120,14 @@ def benchmark(
         if value is not None and option not in BENCHMARKS[what]:
             refuse_option(option, what, ", ".join(name for name, taken in BENCHMARKS.items() if option in taken))
     ratios = parse_ratios("0.5,0.25" if keep is None else keep)
-    precision = "float32" if precision is None else precision
+    precision = "float32" if precision is None else check_choice("precision", precision, PRECISIONS)
     part = what in ("rollout", "student")  # these cost a part of a target; the others make one faster
     name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
-    vit = load_model(name, pretrained=False, device=find_device(device))
     size = batch_size or (32 if part else 8)
-    if what == "rollout":
-        table = benchmarks.rollout_cost(vit, size, repeats=repeats)
-    elif what == "student":
-        table = benchmarks.student_cost(vit, students_to_time(student, vit), size, repeats=repeats)
-    elif what == "dropping":
-        table = benchmarks.dropping_speedup(vit, size, ratios, repeats=repeats, precision=precision)
-    else:
-        pupils = students_to_time(student, vit)
-        guides = {pupil: make_guide("student", vit, student=module) for pupil, module in pupils.items()}
-        table = benchmarks.pipeline_cost(vit, guides, ratios, batch_size=size, repeats=repeats, precision=precision)
-    print(f"{name}, batch {size}, torch {torch.__version__}, {repeats} rounds")
+    vit = vs.load_model(name, pretrained=False, device=vs.find_device(device))
+    options = {"student": student, "keep_ratios": ratios, "precision": precision, "repeats": repeats}
+    table = vs.analysis.run_benchmark(what, vit, batch_size=size, **options)
+    print(f"{name}, batch {size}, torch {vs.jobs.torch_version()}, {repeats} rounds")
     print(table.to_string(index=False, float_format="{:.4f}".format))
 
 
@@ -172,14 +141,6 @@ def benchmark_data(
     """
     counts = parse_counts(samples)
     check_output_folder(output)
-    table = real_size_cost(counts, output)
-    if make_accelerator().is_main_process:
+    table = vs.experiments.real_size_cost(counts, output)
+    if vs.jobs.make_accelerator().is_main_process:
         print(table.to_string(index=False, float_format="{:.3f}".format))
-
-
-def students_to_time(name: str | None, target: nn.Module) -> dict[str, Student]:
-    """The student of this name, or, without one, a new one of each kind for the target's grid."""
-    device = next(target.parameters()).device
-    if name is not None:
-        return {name: load_student(name, device)}
-    return {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}

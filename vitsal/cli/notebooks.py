@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from vitsal.cli.options import (
-    DeviceOption,
-    parse_run_arguments,
-)
-from vitsal.course import notebooks as runs, recipes, requirements
+import vitsal as vs
+from vitsal.choices import STUDENTS
+from vitsal.cli.options import parse_run_arguments, refuse_option
 from vitsal.jobs.files import check_folder
-from vitsal.jobs.outputs import check_output_folder
-from vitsal.jobs.processes import find_device
+from vitsal.jobs.paths import check_output_folder
 
 
 def run(
@@ -29,8 +26,9 @@ def run(
     """Execute numbered notebooks headlessly (all by default), export their figures, print their headline numbers."""
     numbers, parameters = parse_run_arguments(arguments or [])
     check_output_folder(output or Path("runs"), notebooks, within=True)
-    made = runs.run_notebooks(runs.find_notebooks(notebooks, numbers), output, parameters)
-    for notebook, headlines in runs.read_headlines(made).items():
+    found = vs.course.find_notebooks(notebooks, numbers)
+    made = vs.course.run_notebooks(found, output, parameters)
+    for notebook, headlines in vs.course.read_headlines(made).items():
         print(f"\n{notebook}")
         for text, value in headlines.items():
             print(f"  {text}: {value}")
@@ -39,25 +37,30 @@ def run(
 
 def list_recipes(
     name: Annotated[str, typer.Argument(help="A recipe, to see all that it needs; by default all are listed.")] = "",
-    students: Annotated[Path, typer.Option(help="Folder of the students' folders.")] = recipes.STUDENTS,
-    device: DeviceOption = "auto",
+    students: Annotated[Path, typer.Option(help="Folder of the students' folders.")] = STUDENTS,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, ..., to tell the time of all.", show_default="auto")
+    ] = None,
 ) -> None:
     """List the published experiments: their models and sizes, what is not here yet, the time they take here."""
     check_folder(students)
+    if name and device is not None:
+        refuse_option("device", "a single recipe", "the list of all, whose times it tells")
     if name:
-        return print_needs(recipes.choose_recipe(name), students)
-    speed = requirements.measure_speed(find_device(device))
-    for row in requirements.describe_recipes(students=students, speed=speed).itertuples():
+        return _print_needs(name, students)
+    speed = vs.course.measure_speed(vs.find_device(device or "auto"))
+    for row in vs.course.describe_recipes(students=students, speed=speed).itertuples():
         time = f"{60 * row.hours:.0f} minutes" if row.hours < 2 else f"{row.hours:,.0f} hours"
         print(f"{row.name}: {row.title}\n  models: {row.models}; {row.missing_mb:,.0f} MB are not here")
         print(f"  {row.images:,} images, {row.pflop:.3g} PFLOP, about {time} on this machine")
     print("\nAll that one of them needs, and the command that runs it: vitsal recipes NAME")
 
 
-def print_needs(recipe: recipes.PublishedExperiment, students: Path) -> None:
+def _print_needs(name: str, students: Path) -> None:
     """Print what must be here before a recipe can run, where to get it, and the command that runs it."""
+    recipe = vs.course.choose_recipe(name)
     print(recipe.title)
-    for row in requirements.needs(recipe, students=students).itertuples():
+    for row in vs.course.needs(recipe, students=students).itertuples():
         print(f"- {row.role} {row.model}, {row.megabytes:.1f} MB: {row.where or f'not here; {row.source}'}")
     print(
         f"- data {recipe.data}, split {recipe.split}, {recipe.num_images:,} images; or your own folder: -p data FOLDER"

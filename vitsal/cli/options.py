@@ -10,9 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-import vitsal as vs
-from vitsal.choices import GUIDE_OPTIONS
-from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_number, check_whole, quoted
+from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS, OWN_DATA
+from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_choice, check_number, check_whole, quoted
+from vitsal.jobs.paths import check_file
 
 OPTION_NAMES = {"model": "guide_model"}  # where the command line's differs from the function's
 LONGEST_INPUT = 8_192  # pixels
@@ -64,18 +64,28 @@ def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
     """The options for guides that were given on the command line, by their names in `make_guide`; None is not given.
 
     Raises:
-        UserError: an option was given that none of the guides takes.
+        UserError: an option was given that none of the guides takes, or with a value that none has.
     """
     given = {name: value for name, value in given.items() if value is not None}
     taken = {option for guide in guides for option in GUIDE_OPTIONS.get(guide, ())}
     for option in (name for name in given if name not in taken):
         refuse_option(OPTION_NAMES.get(option, option), ", ".join(guides), takers(option))
+    if "head_fusion" in given:
+        check_choice("head fusion", given["head_fusion"], HEAD_FUSIONS)
+    if "discard_ratio" in given:
+        check_number("discard ratio", given["discard_ratio"], 0, 1, open_end="high")
     return given
+
+
+def check_checkpoints(*paths: Path | None) -> None:
+    """Raise UserError if one of these checkpoints, as far as they were given, is not there."""
+    for path in filter(None, paths):
+        check_file("checkpoint", path)
 
 
 def data_path(source: str) -> str:
     """Where data lies, by its name on the command line; "" for data sets that are no folder of that name."""
-    return "" if source in ("digits", "imagenette") else source.removeprefix("wds/")
+    return "" if source in OWN_DATA else source.removeprefix("wds/")
 
 
 def refuse_option(option: str, user: str, others: str) -> NoReturn:
@@ -102,30 +112,14 @@ def parse_counts(text: str) -> list[int]:
     return [check_whole("number of samples", parse_value(part), 1, LARGEST_COUNT) for part in text.split(",")]
 
 
-def load_sized_model(
-    name: str, image_size: str | None, device: str = "auto", checkpoint: str | Path | None = None
-) -> Any:
-    """Load a model for images of this size, such as "288,512": (H, W) in pixels; None leaves the model's own.
-
-    Raises:
-        UserError: no such size, one that is no whole number of patches, or what `load_model` and `find_device` raise.
-    """
-    options = {} if image_size is None else {"img_size": parse_image_size(image_size)}
-    model = vs.load_model(name, checkpoint, device=vs.find_device(device), **options)
-    patch = model.patch_embed.patch_size
-    if any(pixels % step for pixels, step in zip(options.get("img_size", (0, 0)), patch, strict=True)):
-        raise UserError(
-            f"The image size {image_size} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
-        )
-    return model
-
-
-def parse_image_size(text: str) -> tuple[int, int]:
-    """Read an image size, (H, W) in pixels: "288,512", or "384" for a square.
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """Read an image size, (H, W) in pixels: "288,512", or "384" for a square; None is the model's own.
 
     Raises:
         UserError: anything else.
     """
+    if text is None:
+        return None
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > 2 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) for part in parts):
         raise UserError(

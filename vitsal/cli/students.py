@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
+import vitsal as vs
 from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, VIT_EXPLAIN, TrainingSettings
 from vitsal.cli.options import (
     DATA_HELP,
@@ -18,20 +18,13 @@ from vitsal.cli.options import (
     LimitOption,
     SeedOption,
     WorkersOption,
+    check_checkpoints,
     data_path,
     refuse_option,
     taken_options,
 )
-from vitsal.data.opening import open_data
 from vitsal.errors import check_choice
-from vitsal.guides.factory import make_guide
-from vitsal.jobs.outputs import check_output, check_output_folder
-from vitsal.models.loading import load_model
-from vitsal.models.tokens import grid_size, model_transform
-from vitsal.students.checkpoints import check_training_folder
-from vitsal.students.distillation import accelerator_for, distill
-from vitsal.students.maps import MapSettings, cache_maps, maps_folder
-from vitsal.students.student import new_student
+from vitsal.jobs.paths import check_data, check_output, check_output_folder
 
 MOST_EPOCHS = 1_000_000
 
@@ -91,39 +84,31 @@ def train_student(
     place, model_folder = data_path(data), teacher.partition("local-dir:")[2]
     check_output_folder(output, place, maps, model_folder, within=True)
     check_output_folder(maps or Path("runs", "maps"), place, within=True)
-    check_training_folder(output)
     recipe = TrainingSettings(
         loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         geometry=not views if geometry is None else geometry, accumulate=accumulate, patience=patience, seed=seed,
     )  # fmt: skip
-    accelerator = accelerator_for(recipe)
-    vit = load_model(teacher, checkpoint, device=accelerator.device)
-    explainer = make_guide(method, vit, **options)
-    torch.manual_seed(seed)
-    pupil = new_student(
+    check_checkpoints(checkpoint)
+    if width is not None and architecture not in ARCHITECTURES:
+        vs.students.check_known(architecture)
+        refuse_option("width", architecture, " and ".join(ARCHITECTURES))
+    check_data(data, split)
+    vs.students.check_training_folder(output)
+    accelerator = vs.students.accelerator_for(recipe)
+    vit = vs.load_model(teacher, checkpoint, device=vs.find_device("auto"))
+    explainer = vs.make_guide(method, vit, **options)
+    pupil = vs.new_student(
         architecture,
-        grid_size(vit),
+        vs.grid_size(vit),
         pretrained=pretrained,
-        input_size=[cell * cells for cells in grid_size(vit)],
+        seed=seed,
+        input_size=[cell * cells for cells in vs.grid_size(vit)],
         lesson={"teacher": teacher, "method": method, "data": data, "loss": loss},
         **({} if width is None else {"width": width}),
     )
-    if width is not None and architecture not in ARCHITECTURES:
-        refuse_option("width", architecture, " and ".join(ARCHITECTURES))
-    settings = MapSettings(tuple(2 * pixels for pixels in pupil.input_size), limit, views, seed)
-    dataset = open_data(data, model_transform(vit), split=split)
-    cached = maps or maps_folder("runs", explainer, dataset, settings)
-    cache_maps(
-        explainer,
-        dataset,
-        cached,
-        settings,
-        num_workers=num_workers,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        progress=accelerator.is_main_process,
-    )
-    accelerator.wait_for_everyone()
-    history = distill(pupil, cached, output, recipe, accelerator=accelerator)
+    settings = vs.students.MapSettings(tuple(2 * pixels for pixels in pupil.input_size), limit, views, seed)
+    dataset = vs.open_data(data, vs.model_transform(vit), split=split)
+    options = {"maps": maps, "num_workers": num_workers, "accelerator": accelerator}
+    history = vs.students.teach(pupil, explainer, dataset, output, recipe, settings, **options)
     accelerator.print(history.tail(1).to_string(index=False, float_format="{:.4f}".format))
     accelerator.print(output)

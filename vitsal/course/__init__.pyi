@@ -1,7 +1,7 @@
+from .cast import load_targets as load_targets, make_guides as make_guides, outline_of as outline_of
 from .notebooks import (
     find_notebooks as find_notebooks,
     read_headlines as read_headlines,
-    run_notebooks as run_notebooks,
     save_headlines as save_headlines,
 )
 from .presets import (
@@ -11,7 +11,11 @@ from .presets import (
     choose_preset as choose_preset,
     read_parameters as read_parameters,
 )
-from .published import compare_with_published as compare_with_published, published_curves as published_curves
+from .published import (
+    PUBLISHED as PUBLISHED,
+    compare_with_published as compare_with_published,
+    published_curves as published_curves,
+)
 from .recipes import (
     RECIPES as RECIPES,
     TARGETS as TARGETS,
@@ -21,9 +25,6 @@ from .recipes import (
     PublishedExperiment as PublishedExperiment,
     choose_recipe as choose_recipe,
     is_student as is_student,
-    load_targets as load_targets,
-    make_guides as make_guides,
-    outline_of as outline_of,
     training_command as training_command,
 )
 from .requirements import (
@@ -32,3 +33,4 @@ from .requirements import (
     measure_speed as measure_speed,
     needs as needs,
 )
+from .runs import run_notebooks as run_notebooks

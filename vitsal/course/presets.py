@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_choice, check_whole, quoted, suggestion
 
@@ -46,23 +48,7 @@ class Preset:
     limit: int | None = None
 
 
-PART_TYPES: dict[str, tuple[type, ...]] = {
-    "target": (str,),
-    "drop_target": (str,),
-    "students": (str,),
-    "guide_model": (str,),
-    "data": (str,),
-    "split": (str,),
-    "train_data": (str,),
-    "train_split": (str,),
-    "train_limit": (int,),
-    "epochs": (int,),
-    "student_width": (int,),
-    "head_fusion": (str,),
-    "discard_ratio": (float, int),
-    "keep_ratios": (list, tuple),
-    "limit": (int,),
-}
+PLAIN_KINDS = {float: (float, int), tuple[float, ...]: (list, tuple)}  # that are written without thought of the type
 COUNTS = ("limit", "train_limit", "epochs", "student_width", "batch_size", "repeats")
 RANGES = {name: (1, LARGEST_COUNT) for name in COUNTS} | {"seed": (0, LARGEST_SEED)}  # of every notebook's
 PRESETS: dict[str, Preset] = {
@@ -75,7 +61,7 @@ PRESETS: dict[str, Preset] = {
         data="digits",
         split="test",
         train_limit=800,
-        epochs=7,
+        epochs=5,
         student_width=16,
     ),
     "imagenette": Preset(
@@ -132,9 +118,15 @@ def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:
         >>> read_parameters({"preset": "digits", "limit": 100, "seed": 0}, seed=int).limit
         100
     """
-    parts = {name: (*kinds, type(None)) for name, kinds in PART_TYPES.items()}
+    parts = {name: _kinds(hint) for name, hint in get_type_hints(Preset).items()}
     given = check_parameters(namespace, preset=str, **parts, **others)
-    return choose_preset(given["preset"], {name: given.get(name) for name in PART_TYPES})
+    return choose_preset(given["preset"], {name: given.get(name) for name in parts})
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """What a notebook may give for a part of this type; None leaves the preset's own."""
+    kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+    return (*PLAIN_KINDS.get(kind, (kind,)), NoneType)
 
 
 def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type, ...]) -> dict[str, object]:

@@ -1,29 +1,19 @@
-"""The published experiments as named recipes, what they need, and how our numbers compare with the published ones.
+"""The published experiments as named recipes.
 
-Each chart of `data/reference/seed_curves.csv` is a recipe. What was published are curves, not settings: head fusion
+Each chart of `published_curves.csv` is a recipe. What was published are curves, not settings: head fusion
 "max" and discard ratio 0.9 are taken for every rollout unless the chart says "min", a ResNet-18 for every ResNet
 student, and the pretrained MAE ViT-B/16 for the teacher that the chart calls "mae".
 """
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import MutableMapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from vitsal.choices import STUDENTS
 from vitsal.course.presets import KEEP_RATIOS, PRESETS
-from vitsal.errors import UserError, check_choice
-from vitsal.guides.factory import Guide, make_guide
-from vitsal.models.loading import WEIGHTS_DIR_VARIABLE, load_model, megabytes, outline, weights_dir_file
-from vitsal.models.tokens import grid_size
-from vitsal.students.student import Student, load_student, new_student
+from vitsal.errors import check_choice
 
 STUDENT_ARCHITECTURE = "resnet18"
 MAE_URL = "https://dl.fbaipublicfiles.com/mae/finetune/"
@@ -78,7 +68,7 @@ class Curve:
     Args:
         target: a key of TARGETS.
         label: a key of GUIDE_SPECS.
-        published: (figure, guide) in `seed_curves.csv`.
+        published: (figure, guide) in `published_curves.csv`.
     """
 
     target: str
@@ -204,7 +194,7 @@ RECIPES = {
             ),
             data=DIGITS.data,
             split=DIGITS.split,
-            num_images=1_000,
+            num_images=400,
         ),
     )
 }
@@ -217,105 +207,6 @@ def choose_recipe(name: str) -> PublishedExperiment:
         UserError: there is none of this name.
     """
     return RECIPES[check_choice("recipe", name, RECIPES)]
-
-
-def load_targets(
-    recipe: PublishedExperiment, *, pretrained: bool = True, device: str | torch.device = "cpu"
-) -> dict[str, nn.Module]:
-    """Load a recipe's targets in eval mode: label -> model.
-
-    Args:
-        recipe: whose targets.
-        pretrained: False gives random weights, for a dry run.
-        device: where to put them.
-
-    Raises:
-        UserError: the weights are not here and cannot be had, or a file of the authors' is missing.
-    """
-    return {label: _load_target(label, pretrained, device) for label in recipe.targets}
-
-
-def _load_target(label: str, pretrained: bool, device: str | torch.device) -> nn.Module:
-    spec = TARGETS[label]
-    if pretrained and spec.checkpoint:
-        return load_model(spec.name, _authors_file(label, spec), device=device)
-    return load_model(spec.name, pretrained=pretrained, device=device, **spec.options)
-
-
-def _authors_file(label: str, spec: ModelSpec) -> Path:
-    path = weights_dir_file(spec.checkpoint)
-    if path is None:
-        raise UserError(
-            f"{label} needs the weights that MAE's authors fine-tuned: download {spec.url} "
-            f"({megabytes(outline_of(spec)):.0f} MB) into a folder, and name the folder in the environment variable "
-            f"{WEIGHTS_DIR_VARIABLE}, which is {os.environ.get(WEIGHTS_DIR_VARIABLE) or 'not set'}."
-        )
-    return path
-
-
-def make_guides(
-    recipe: PublishedExperiment,
-    label: str,
-    target: nn.Module,
-    *,
-    students: str | Path = STUDENTS,
-    seed: int = 0,
-    pretrained: bool = True,
-    models: MutableMapping[str, nn.Module] | None = None,
-) -> dict[str, Guide]:
-    """Make the guides of one of a recipe's targets, on its device: label -> guide.
-
-    Args:
-        recipe: whose guides.
-        label: the target's.
-        target: the target itself, as `load_targets` gives it.
-        students: folder that holds the students' folders.
-        seed: of random patches.
-        pretrained: False gives random weights and new students, for a dry run.
-        models: timm models loaded before, by name; those loaded now are added. Pass the same for each target.
-
-    Raises:
-        UserError: the recipe has no such target; weights that cannot be had; a student that is not there, with the
-            command that trains it.
-    """
-    models = {} if models is None else models
-    device = next(target.parameters()).device
-    return {
-        curve.label: make_guide(
-            curve.guide.guide,
-            target,
-            model=_inner_model(curve.guide, models, pretrained, device),
-            student=_student(curve.guide, Path(students), grid_size(target), pretrained, device),
-            head_fusion=curve.guide.head_fusion,
-            discard_ratio=curve.guide.discard_ratio,
-            seed=seed,
-        )
-        for curve in recipe.of_target(label)
-    }
-
-
-def _inner_model(
-    spec: GuideSpec, models: MutableMapping[str, nn.Module], pretrained: bool, device: torch.device
-) -> nn.Module | None:
-    """The ViT inside a rollout; None where that is the target, or where there is none."""
-    if spec.guide != "rollout" or not spec.model:
-        return None
-    if spec.model not in models:
-        models[spec.model] = load_model(spec.model, pretrained=pretrained, device=device)
-    return models[spec.model]
-
-
-def _student(
-    spec: GuideSpec, students: Path, grid: tuple[int, int], pretrained: bool, device: torch.device
-) -> Student | None:
-    if not spec.student:
-        return None
-    if not pretrained:
-        return new_student(STUDENT_ARCHITECTURE, grid).eval().to(device)
-    folder = students / spec.student
-    if not is_student(folder):
-        raise UserError(f"There is no student at {folder}. This trains it: {training_command(spec, students)}")
-    return load_student(folder, device)
 
 
 def is_student(folder: Path) -> bool:
@@ -337,9 +228,3 @@ def training_command(spec: GuideSpec, students: str | Path = STUDENTS) -> str:
     return shlex.join(
         ["vitsal", "train-student", *(word for name in options for word in (f"--{name}", str(options[name])))]
     )
-
-
-@cache
-def outline_of(spec: ModelSpec) -> nn.Module:
-    """The model without memory for its weights, for sizes, shapes and operation counts."""
-    return outline(spec.name, **spec.options)

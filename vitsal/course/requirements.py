@@ -11,6 +11,7 @@ import torch
 
 from vitsal.analysis.cost import count_operations
 from vitsal.choices import STUDENTS
+from vitsal.course.cast import outline_of
 from vitsal.course.recipes import (
     DEIT_TINY,
     RECIPES,
@@ -20,7 +21,6 @@ from vitsal.course.recipes import (
     ModelSpec,
     PublishedExperiment,
     is_student,
-    outline_of,
     training_command,
 )
 from vitsal.models.loading import find_weights, load_model, megabytes, weights_dir_file

@@ -2,18 +2,17 @@ from .archives import open_archive as open_archive
 from .images import (
     Batch as Batch,
     IndexedImages as IndexedImages,
+    NumberedImages as NumberedImages,
     Sample as Sample,
     StreamedImages as StreamedImages,
     batches as batches,
-    data_fingerprint as data_fingerprint,
-    data_place as data_place,
     describe_transform as describe_transform,
     image_loader as image_loader,
-    sample_keys as sample_keys,
 )
 from .labels import (
     Classes as Classes,
     check_classes as check_classes,
+    check_labels as check_labels,
     find_classes as find_classes,
     is_hidden as is_hidden,
 )
@@ -35,7 +34,9 @@ from .scenes import (
     Pose as Pose,
     Scene as Scene,
     digit_rows as digit_rows,
+    enlarged_digit as enlarged_digit,
     make_scene as make_scene,
+    photographs as photographs,
 )
 from .shards import ShardImages as ShardImages, open_shards as open_shards
 from .sources import (

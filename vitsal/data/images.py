@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
@@ -42,60 +43,86 @@ class Batch:
         return len(self.names) + len(self.skipped)
 
 
+class NumberedImages(Protocol):
+    """Where images are read from by number, not yet transformed."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple:
+        """An image, or a file that holds it, and its label."""
+
+    def name(self, index: int) -> str:
+        """What to call the sample."""
+
+    def stamp(self, index: int) -> str:
+        """What tells its content and label from what may stand in its place another day, such as a file's time."""
+
+
 class IndexedImages(Dataset):
     """Images of a source with a length: a folder, a tar file, a Hugging Face data set, or the embedded scenes.
 
     Args:
-        read: index -> (image or file that holds it, label).
-        name: index -> the sample's name.
-        length: number of samples.
+        images: what they are read from.
         transform: PIL image -> (3, H, W).
         source: what it was opened from.
-        stamp: index -> what tells this sample's content and label from what may stand in its place another day, such as
-            size and time of its file; by default a hash of its pixels, for which it is read.
         num_classes: how many classes the labels are of, where that is known.
         folders: names of the classes, where they are numbered in the order of their folders.
         unclear: why the labels of some samples cannot be told; "" where all can.
     """
 
+    streamed = False
+
     def __init__(
         self,
-        read: Callable[[int], tuple],
-        name: Callable[[int], str],
-        length: int,
+        images: NumberedImages,
         transform: Transform,
         source: str = "",
-        stamp: Callable[[int], str] | None = None,
         num_classes: int | None = None,
         folders: tuple[str, ...] = (),
         unclear: str = "",
     ) -> None:
-        self.read, self.name, self.length, self.transform, self.source = read, name, length, transform, source
-        self.stamp, self.num_classes, self.folders = stamp or self._pixel_hash, num_classes, folders
-        self.unclear = unclear
+        self.images, self.transform, self.source = images, transform, source
+        self.num_classes, self.folders, self.unclear = num_classes, folders, unclear
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        source, label, *_ = self.read(index)
+        source, label, *_ = self.images.read(index)
         try:
             image = decode(source)
         except BROKEN_IMAGE as error:
             return Sample(index, None, int(label), problem=str(error))
         return Sample(index, self.transform(image), int(label))
 
-    def problem(self, index: int) -> str:
-        """Why this sample cannot be read; '' where it can."""
-        return self[index].problem
+    def name(self, index: int) -> str:
+        """What to call a sample."""
+        return self.images.name(index)
 
-    def _pixel_hash(self, index: int) -> str:
-        source, label, *_ = self.read(index)
-        try:
-            image = decode(source)
-        except BROKEN_IMAGE as error:
-            return f"{label} {error}"
-        return f"{label} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"
+    def numbers(self, limit: int | None = None, first: int = 0) -> Sequence[int]:
+        """Numbers of the samples, `limit` at most, spread evenly; without the `first` of them."""
+        return spread(len(self), limit)[first:]
+
+    def count(self, limit: int | None = None) -> int:
+        """How many samples these are."""
+        return len(self.numbers(limit))
+
+    def part(self, numbers: Sequence[int]) -> Dataset:
+        """These samples, in this order."""
+        return Subset(self, numbers)
+
+    @property
+    def place(self) -> str:
+        """Where the data lies: its source, a path from the root."""
+        return _place(self.source)
+
+    def keys(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Number of a sample -> 16 hexadecimal digits that tell its name, content and label, as they are now."""
+        return {index: _short_hash([self.name(index), self.images.stamp(index)]) for index in numbers}
+
+    def fingerprint(self, keys: Mapping[int, str]) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the samples with these keys, and what is done to them."""
+        return _short_hash([describe_transform(self.transform), *keys.values()], 12)
 
 
 class StreamedImages(IterableDataset):
@@ -113,6 +140,7 @@ class StreamedImages(IterableDataset):
         num_classes: how many classes the labels are of, where that is known.
     """
 
+    streamed = True
     folders, unclear = (), ""  # a stream's labels come with it
 
     def __init__(
@@ -137,6 +165,32 @@ class StreamedImages(IterableDataset):
         """What to call a sample."""
         return f"sample {index:08d}"
 
+    def numbers(self, limit: int | None = None, first: int = 0) -> slice:
+        """The first `limit` samples, without the `first` of them; how many there are is not known."""
+        return slice(first, limit)
+
+    def count(self, limit: int | None = None) -> int | None:
+        """How many samples these are at most; None where nobody knows."""
+        return limit
+
+    def part(self, numbers: slice) -> StreamedImages:
+        """These samples; those before are read, and passed over."""
+        part = copy(self)
+        part.first, part.last = numbers.start, numbers.stop
+        return part
+
+    @property
+    def place(self) -> str:
+        """Where the data lies: its source, and its shards."""
+        return f"{_place(self.source)} {_short_hash([self.stamp])}"
+
+    def keys(self, numbers: slice) -> None:
+        """None: samples of a stream are told by their numbers."""
+
+    def fingerprint(self, keys: None = None) -> str:
+        """Source, shards, and what is done to the images: samples of a stream cannot be listed."""
+        return f"stream of {self.source} {_short_hash([self.stamp, describe_transform(self.transform)])}"
+
 
 def batches(
     dataset: IndexedImages | StreamedImages,
@@ -156,44 +210,40 @@ def batches(
             spread evenly, since neighbours in a folder are of one class.
         num_workers: processes that decode images; 0 decodes in this one. Streams take one at most, to keep their order.
     """
-    streamed = isinstance(dataset, StreamedImages)
-    indices = slice(first, limit) if streamed else spread(len(dataset), limit)[first:]
-    for tensors in image_loader(dataset, indices, batch_size, num_workers):
-        numbers, readable = tensors["indices"].tolist(), tensors["readable"].tolist()
-        good = [dataset.name(index) for index, fine in zip(numbers, readable, strict=True) if fine]
-        broken = [index for index, fine in zip(numbers, readable, strict=True) if not fine]
-        problems = {dataset.name(index): dataset.problem(index) for index in broken}
-        yield Batch(tensors["images"], tensors["labels"][tensors["readable"]], good, problems)
+    for batch in image_loader(dataset, dataset.numbers(limit, first), batch_size, num_workers):
+        readable = batch["readable"]
+        good = [dataset.name(index) for index in batch["indices"][readable].tolist()]
+        skipped = {dataset.name(index): problem for index, problem in batch["problems"].items()}
+        yield Batch(batch["images"], batch["labels"][readable], good, skipped)
 
 
 def image_loader(
-    dataset: IndexedImages | StreamedImages, indices: Sequence[int] | slice, batch_size: int, num_workers: int = 0
+    dataset: IndexedImages | StreamedImages, numbers: Sequence[int] | slice, batch_size: int, num_workers: int = 0
 ) -> DataLoader:
-    """Batches of tensors alone, which accelerate can share out among processes.
+    """Batches that accelerate can share out among processes.
 
     Args:
         dataset: as `open_data` returns it.
-        indices: samples to take, in this order; of a stream, a slice of it.
+        numbers: samples to take, in this order; of a stream, a slice of it.
         batch_size, num_workers: see `batches`.
 
     Returns:
-        A loader of dictionaries: `indices`, `labels` and `readable` (B,), and `images` (G, 3, H, W) of the G samples
-        that are readable.
+        A loader of dictionaries: `images` (G, 3, H, W) of the G samples that are readable, `labels`, `indices` and
+        `readable` (B,), and `problems`, number -> why it cannot be read. Those of a stream are always empty: accelerate
+        reads streams on one process, and can send the others nothing but tensors.
     """
-    if isinstance(dataset, StreamedImages):
-        part = copy(dataset)
-        part.first, part.last = indices.start, indices.stop
-        return DataLoader(part, batch_size, num_workers=min(num_workers, 1), collate_fn=_collate)
-    return DataLoader(Subset(dataset, indices), batch_size, num_workers=num_workers, collate_fn=_collate)
+    workers = min(num_workers, 1) if dataset.streamed else num_workers
+    return DataLoader(dataset.part(numbers), batch_size, num_workers=workers, collate_fn=_collate)
 
 
-def _collate(samples: list[Sample]) -> dict[str, Tensor]:
+def _collate(samples: list[Sample]) -> dict[str, Any]:
     images = [sample.image for sample in samples if sample.image is not None]
     return {
         "images": torch.stack(images) if images else torch.empty(0),
         "labels": torch.tensor([sample.label for sample in samples]),
         "indices": torch.tensor([sample.index for sample in samples]),
         "readable": torch.tensor([sample.image is not None for sample in samples]),
+        "problems": {sample.index: sample.problem for sample in samples if sample.image is None},
     }
 
 
@@ -208,28 +258,9 @@ def describe_transform(transform: Callable) -> str:
     return text if told and "Lambda(" not in text else f"{type(transform).__name__} {uuid4()}"
 
 
-def data_place(dataset: IndexedImages | StreamedImages) -> str:
-    """Where the data lies: its source, a path from the root; a stream's shards too."""
-    path = Path(dataset.source)
-    place = str(path.resolve()) if dataset.source and path.exists() else dataset.source
-    return place if isinstance(dataset, IndexedImages) else f"{place} {_short_hash([dataset.stamp])}"
-
-
-def sample_keys(dataset: IndexedImages, indices: Sequence[int]) -> dict[int, str]:
-    """Number of a sample -> 16 hexadecimal digits that tell its name, content and label."""
-    return {index: _short_hash([dataset.name(index), dataset.stamp(index)]) for index in indices}
-
-
-def data_fingerprint(dataset: IndexedImages | StreamedImages, keys: Mapping[int, str] | None = None) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of all samples, or those with these keys, and what is done to them.
-
-    Each sample with its name and stamp (`IndexedImages`). For a stream, whose samples cannot be listed, its source and
-    its shards stand.
-    """
-    if isinstance(dataset, StreamedImages):
-        return f"stream of {dataset.source} {_short_hash([dataset.stamp, describe_transform(dataset.transform)])}"
-    keys = sample_keys(dataset, range(len(dataset))) if keys is None else keys
-    return _short_hash([describe_transform(dataset.transform), *keys.values()], 12)
+def _place(source: str) -> str:
+    """A path from the root; what is no path, as it is."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else source
 
 
 def _short_hash(parts: Sequence[object], digits: int = 16) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 
 from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
-from torch import nn
+from torch import Tensor, nn
 
 from vitsal.data.images import IndexedImages, StreamedImages
 from vitsal.errors import UserError, printable
@@ -106,4 +106,17 @@ def check_classes(dataset: IndexedImages | StreamedImages, target: nn.Module) ->
             f"The classes of {dataset.source!r} are numbered in the order of their folders' names, and taken for the "
             f"target's: {numbered}.",
             stacklevel=2,
+        )
+
+
+def check_labels(labels: Tensor, target: nn.Module) -> None:
+    """Raise UserError if the target has not all of the classes that the data names."""
+    if labels.min() < 0:
+        raise UserError(
+            f"The data has label {labels.min().item()}: this part of it is not labelled; choose another split."
+        )
+    if labels.max() >= target.num_classes:
+        raise UserError(
+            f"The data has class {labels.max().item()}, but the target knows classes 0 to {target.num_classes - 1}: "
+            "data and target do not belong together."
         )

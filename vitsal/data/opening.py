@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import IterableDataset
 
+from vitsal.choices import SPLITS
 from vitsal.data.images import IndexedImages, StreamedImages
 from vitsal.data.labels import find_classes
-from vitsal.data.pictures import Transform, decode, spread, to_rgb
+from vitsal.data.pictures import Transform, decode, to_rgb
 from vitsal.data.scenes import DigitScenes
 from vitsal.data.shards import open_shards
 from vitsal.data.sources import FolderImages, HubImages, SceneImages, TarImages, list_folder, list_tar
-from vitsal.errors import UserError, check_choice, printable
+from vitsal.errors import UserError, printable
+from vitsal.jobs.paths import check_data
 
 STREAMS = ("hfids/", "wds/", "tfds/")
-SPLITS = ("train", "validation", "val", "test")  # of our own data, which has two parts: all but "train" is the other
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
@@ -37,21 +37,21 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
             images per class, or a tar file of such a folder; or a timm name: "hfds/..." (Hugging Face), "hfids/..."
             (the same, streamed), "wds/..." (WebDataset shards). Folders named by WordNet id mean ImageNet's classes.
         transform: PIL image -> (3, H, W), such as `model_transform(model)`.
-        split: which part of it; "train" or one of `SPLITS` for "digits" and "imagenette", and without meaning for
-            folders and tar files, which have no parts; for the others, what their library takes.
+        split: which part of it; one of `SPLITS` for "digits" and "imagenette"; without meaning for folders and tar
+            files, of which the part itself is to be named; for the others, what their library takes.
 
     Raises:
-        UserError: nothing there, no images in it, an unknown split, shards that are missing or are commands, folders
-            whose classes cannot be told.
+        UserError: nothing there, no images in it, images in no folder, parts in the place of classes, an unknown split,
+            shards that are missing or are commands.
     """
+    check_data(source, split)
     if source.startswith(STREAMS):
         return _open_stream(source, transform, split)
     if source.startswith("hfds/"):
         return _open_hub(source, transform, split)
-    check_choice("split", split, SPLITS)
     if source == "digits":
         scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
-        return _indexed(SceneImages(scenes), transform, f"digits, {split}", num_classes=len(scenes.classes))
+        return IndexedImages(SceneImages(scenes), transform, f"digits, {split}", len(scenes.classes))
     if source == "imagenette":
         return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
     return _open_files(source, transform, source)
@@ -69,40 +69,27 @@ def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict
         UserError: nothing there, or no images in it.
     """
     dataset = open_data(source, to_rgb, split=split)
-    streamed = isinstance(dataset, StreamedImages)
-    samples = islice(dataset, limit) if streamed else (dataset[index] for index in spread(len(dataset), limit))
+    samples = dataset.part(dataset.numbers(limit))
     return {dataset.name(sample.index): sample.image for sample in samples if sample.image is not None}
-
-
-def _indexed(
-    images: FolderImages | TarImages | HubImages | SceneImages, transform: Transform, source: str, **classes: Any
-) -> IndexedImages:
-    return IndexedImages(images.read, images.name, len(images), transform, source=source, stamp=images.stamp, **classes)
 
 
 def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
     """A folder, or a tar file."""
     folder = os.path.isdir(path)
-    if not folder and not os.path.isfile(path):  # opening a FIFO would wait for ever
-        raise UserError(
-            f"There is no data at {printable(path)!r}. Give a folder with one folder of images per class, a tar file, "
-            "'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
-        )
     try:
         found = list_folder(path) if folder else list_tar(path)
     except Exception as error:  # of the file system, of tarfile
         raise UserError(f"{printable(path)} holds no images that can be read: {error}.") from error
-    parts = sorted({path.split("/")[0] for path in found if isinstance(path, str)})
+    paths = found if folder else [member.path for member in found]
+    parts = sorted({path.split("/")[0] for path in paths})
     if len(parts) > 1 and set(parts) <= set(SPLITS):
-        raise UserError(
-            f"{printable(path)} holds parts, not classes ({', '.join(parts)}); name one: {path}/{parts[0]}."
-        )
+        one = f"name one: {path}/{parts[0]}" if folder else "make a tar file of each, and name one"
+        raise UserError(f"{printable(path)} holds parts, not classes ({', '.join(parts)}); {one}.")
     if not found:
         raise UserError(f"{printable(path)} holds no images ({', '.join(get_img_extensions())}).")
-    classes = find_classes(found if folder else [member.path for member in found], printable(path))
+    classes = find_classes(paths, printable(path))
     images = (FolderImages if folder else TarImages)(path, found, classes.labels)
-    about = {"num_classes": classes.num_classes, "folders": classes.folders, "unclear": classes.unclear}
-    return _indexed(images, transform, source, **about)
+    return IndexedImages(images, transform, source, classes.num_classes, classes.folders, classes.unclear)
 
 
 def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
@@ -110,9 +97,7 @@ def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
     label = reader.dataset.features.get("label")
     if not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
         raise UserError(f"The data set {source!r} has no column 'label' of whole numbers.")
-    return _indexed(
-        HubImages(reader.dataset), transform, f"{source}, {split}", num_classes=len(reader.class_to_idx) or None
-    )
+    return IndexedImages(HubImages(reader.dataset), transform, f"{source}, {split}", len(reader.class_to_idx) or None)
 
 
 def _open_stream(source: str, transform: Transform, split: str) -> StreamedImages:

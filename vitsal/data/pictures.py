@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from vitsal.errors import UserError, printable
+from vitsal.jobs.paths import check_file
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image], Any]  # to a tensor (3, H, W), in most cases
 MOST_ELONGATED = 100  # resized for a model, whose short side is fixed, a longer strip would fill the memory
 EpsImagePlugin.gs_binary = False  # or Pillow starts Ghostscript on a file that holds PostScript, whatever its name
 
@@ -33,8 +33,7 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: there is no such file, or it is no image that can be decoded.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"There is no image file at {printable(path)}.")
+    check_file("image", path)
     try:
         with decoding(path) as image:
             return upright(image)

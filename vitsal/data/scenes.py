@@ -70,20 +70,46 @@ def digit_rows(split: str) -> np.ndarray:
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Glyphs (1797, 80, 80) uint8, smoothly enlarged, and labels (1797,)."""
     digits = sklearn.datasets.load_digits()
-    padded = np.pad(digits.images / 16 * 255, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
-    glyphs = [np.asarray(Image.fromarray(image).resize((GLYPH, GLYPH), BICUBIC)) for image in padded]
-    return np.stack(glyphs), digits.target
+    return np.stack([_enlarged(image, GLYPH) for image in digits.images]), digits.target
+
+
+def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    """One of those 8 x 8 digits, (8, 8) in 0..16, with an empty pixel around it: (side, side) uint8, smooth."""
+    padded = np.pad(image / 16 * 255, 1).astype(np.uint8)
+    return np.asarray(Image.fromarray(padded).resize((side, side), BICUBIC))
+
+
+def enlarged_digit(row: int, side: int) -> np.ndarray:
+    """A handwritten digit, row `row` of ``load_digits()``, light on dark and smoothly enlarged: (side, side) uint8."""
+    return _enlarged(sklearn.datasets.load_digits().images[row], side)
+
+
+def photographs(*names: str) -> dict[str, Image.Image]:
+    """Photographs that come with scikit-image and scikit-learn, RGB: name of the file -> picture.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+
+    Example:
+        >>> photographs("chelsea.png")["chelsea.png"].size
+        (451, 300)
+    """
+    return {name: Image.open(_photograph_file(name)).convert("RGB") for name in names}
+
+
+def _photograph_file(name: str) -> Path:
+    for folder in (Path(skimage.data_dir), Path(sklearn.datasets.__file__).parent / "images"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"photograph {name!r} comes with neither scikit-image nor scikit-learn")
 
 
 @cache
-def _photograph(name: str) -> Image.Image:
+def _small_photograph(name: str) -> Image.Image:
     """At most three scenes wide: larger would only make every crop slower."""
-    for folder in (Path(skimage.data_dir), Path(sklearn.datasets.__file__).parent / "images"):
-        if (folder / name).exists():
-            image = Image.open(folder / name).convert("RGB")
-            image.thumbnail((3 * SIZE, 3 * SIZE))
-            return image
-    raise FileNotFoundError(f"photograph {name!r} comes with neither scikit-image nor scikit-learn")
+    image = photographs(name)[name]
+    image.thumbnail((3 * SIZE, 3 * SIZE))
+    return image
 
 
 def _random_pose(rng: np.random.Generator) -> Pose:
@@ -159,7 +185,7 @@ def make_scene(split: str, seed: int, index: int) -> Scene:
     pose = _random_pose(rng)
     ink = _ink(glyphs[digit], pose)
     mask = ink > 0
-    backdrop = _backdrop(rng, _photograph(photograph), pose)
+    backdrop = _backdrop(rng, _small_photograph(photograph), pose)
     colour = _standout_colour(rng, backdrop[mask].mean(0))
     image = backdrop.copy()
     image[mask] += ink[mask, None] * (colour - backdrop[mask])

@@ -1,6 +1,6 @@
 """Images that can be read by number: of folders, tar files, Hugging Face data sets, and the embedded scenes.
 
-Each source has `read` (index -> image or file, label), `name` and `stamp`, as `vitsal.data.IndexedImages` takes them.
+Each is what `vitsal.data.images.NumberedImages` says.
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
-from .evaluation import (
-    DropExperiment as DropExperiment,
-    check_labels as check_labels,
-    drop_curve as drop_curve,
-    models_in as models_in,
-)
+from .evaluation import answer as answer, drop_curve as drop_curve
 from .journal import Journal as Journal, Row as Row, journal_file as journal_file
 from .outcomes import (
     SUMMARY_COLUMNS as SUMMARY_COLUMNS,
     Outcomes as Outcomes,
     paired_difference as paired_difference,
     recovered_share as recovered_share,
+    student_shares as student_shares,
     summarize as summarize,
 )
+from .question import Question as Question, models_in as models_in
 from .results import (
     DIFFERENCE as DIFFERENCE,
     add_results as add_results,
@@ -22,5 +19,7 @@ from .results import (
     results_table as results_table,
     row_checksums as row_checksums,
     save_results as save_results,
+    table_for as table_for,
 )
 from .scale import cheap_images as cheap_images, cheap_target as cheap_target, real_size_cost as real_size_cost
+from .schedule import Part as Part, Schedule as Schedule

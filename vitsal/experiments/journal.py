@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from vitsal.errors import UserError
 from vitsal.experiments.outcomes import Outcomes
 from vitsal.jobs.files import locked, write_whole
-from vitsal.jobs.identity import differences, question_hash
+from vitsal.jobs.identity import checksum, question_hash, refuse_other
 
 Cell = tuple[str, float]  # a guide's id and a keep ratio
 UNKNOWN, UNREADABLE = -1, -2  # in place of a class
@@ -43,7 +42,7 @@ class Journal:
     Args:
         path: file to keep them in, and to go on from; None keeps them in memory only.
         subject: what they are about: only predictions of one target on one data set are ever joined.
-        keys: number of each sample that is asked about -> what tells it and its content (`identity.sample_keys`): what
+        keys: number of each sample that is asked about -> what tells it and its content (`IndexedImages.keys`): what
             the file holds of other samples, or of the same ones as they were, is left there. None for a stream, whose
             samples are told by their numbers.
 
@@ -57,7 +56,7 @@ class Journal:
         subject: Mapping[str, Any] | None = None,
         keys: Mapping[int, str] | None = None,
     ) -> None:
-        self.path, self.subject = path, json.loads(json.dumps(dict(subject or {})))
+        self.path, self.subject = path, dict(subject or {})
         self.keys, self.numbers = keys, None if keys is None else {key: index for index, key in keys.items()}
         if keys is not None and len(self.numbers) < len(keys):
             raise UserError("Two samples of the data have one name and one content; leave one out, or name them apart.")
@@ -176,8 +175,8 @@ class Journal:
             raise UserError(
                 f"{self.path} is no journal of outcomes, or is damaged; name another folder, or move it away."
             ) from error
-        if said := differences(subject, self.subject):
-            raise UserError(f"{self.path} holds outcomes of another subject ({said}). Name another folder, or move it.")
+        what, advice = f"{self.path} holds outcomes of another subject", "Name another folder, or move it."
+        refuse_other(subject, self.subject, what, advice)
 
     def _write(self, lines: Sequence[str]) -> None:
         """Write whole lines in place of what is there; a kill leaves the old file or the new one."""
@@ -188,7 +187,7 @@ class Journal:
 def _sealed(record: Mapping[str, Any], header: str = "") -> str:
     """A line that holds a record: its checksum, of the header too, and JSON."""
     text = json.dumps(record)
-    return f"{_checksum(text, header)} {text}"
+    return f"{checksum(header, text)} {text}"
 
 
 def _unsealed(line: bytes, header: str = "") -> dict[str, Any]:
@@ -197,14 +196,10 @@ def _unsealed(line: bytes, header: str = "") -> dict[str, Any]:
     Raises:
         ValueError: it does not fit its checksum.
     """
-    checksum, _, text = line.decode().partition(" ")
-    if checksum != _checksum(text, header):
+    promised, _, text = line.decode().partition(" ")
+    if promised != checksum(header, text):
         raise ValueError("damaged")
     return json.loads(text)
-
-
-def _checksum(text: str, header: str) -> str:
-    return f"{zlib.crc32((header + text).encode()):08x}"
 
 
 def journal_file(folder: str | Path, subject: Mapping[str, Any]) -> Path:

@@ -24,7 +24,7 @@ class Outcomes:
         labels: (n,) right classes.
         predictions: (guide, keep ratio) -> (n,) predicted classes.
         skipped: images that could not be read, and why.
-        about: what it was computed from and by (`vitsal.experiments.DropExperiment.about`).
+        about: what it was computed from and by (`vitsal.experiments.Question.about`).
     """
 
     names: list[str]
@@ -88,3 +88,14 @@ def recovered_share(
             return (ours - low) / (high - low)
 
     return bootstrap([outcomes.correct(name, keep_ratio) for name in (guide, chance, ideal)], share, seed)
+
+
+def student_shares(outcomes: Outcomes) -> dict[tuple[str, float], Interval]:
+    """(student's guide, keep ratio below 1) -> `recovered_share` of the gap between the guides random and rollout.
+
+    Empty where these are not among the guides.
+    """
+    if not {"random", "rollout"} <= set(outcomes.guides):
+        return {}
+    asked = [(name, ratio) for name, ratio in outcomes.predictions if name.startswith("student ") and ratio < 1]
+    return {point: recovered_share(outcomes, *point, chance="random", ideal="rollout") for point in asked}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 from vitsal.errors import UserError
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
 from vitsal.jobs.files import locked, write_whole
-from vitsal.jobs.identity import question_hash
+from vitsal.jobs.identity import checksum, question_hash
 
 POINT = ["target", "guide", "keep_ratio"]
 SAMPLE = ["limit", "data_id", "precision"]  # the same in all of a table, so that its rows can be compared
@@ -59,16 +58,16 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
 
 
 def row_checksums(table: pd.DataFrame) -> list[str]:
-    """For each row the CRC-32 of all that it says, in the order of the columns, 8 hexadecimal digits."""
+    """For each row the checksum of all that it says, in the order of the columns."""
     said = table[[column for column in RESULT_COLUMNS if column != CHECKSUM]].astype("string").fillna("")
-    return [f"{zlib.crc32(chr(31).join(row).encode()):08x}" for row in said.itertuples(index=False)]
+    return [checksum(chr(31).join(row)) for row in said.itertuples(index=False)]
 
 
 def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
     """What identifies results, one row per guide, before or after they are computed.
 
     Args:
-        about: see `vitsal.experiments.DropExperiment.about`.
+        about: see `vitsal.experiments.Question.about`.
         target: what to call the target.
     """
     same = {column: about[column] for column in ["target_id", "data", *SAMPLE, *ENVIRONMENT]}
@@ -166,6 +165,24 @@ def results_file(folder: str | Path, name: str, table: pd.DataFrame) -> Path:
     """A file in `folder` that belongs to what results are computed from: its name holds a hash of that."""
     identity = table[["target", "target_id", "guide", "guide_id", *SAMPLE]].drop_duplicates().astype(str)
     return Path(folder, f"{name}-{question_hash(identity.to_dict('list'))}.csv")
+
+
+def table_for(
+    about: Mapping[str, Any], target: str, path: Path | None = None, there: pd.DataFrame | None = None
+) -> Path:
+    """Where results that identify themselves so (`identity_table`) can be added: `path`, or a file in `runs`.
+
+    Args:
+        about, target: as `identity_table` takes them.
+        path: the table's; `there` is what `read_results` has found in it, if it was read before.
+
+    Raises:
+        UserError: what is there is no results table, or one of other things.
+    """
+    identity = identity_table(about, target)
+    path = path or results_file("runs", "drop-curve", identity)
+    check_same(read_results(path) if there is None else there, identity, path)
+    return path
 
 
 def save_results(outcomes: Mapping[str, Outcomes], folder: str | Path, name: str) -> pd.DataFrame:

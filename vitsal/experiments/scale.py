@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import resource
 import time
-import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,12 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from vitsal.data.images import IndexedImages
-from vitsal.experiments.evaluation import DropExperiment
+from vitsal.experiments.evaluation import drop_curve
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS
 from vitsal.experiments.results import DIFFERENCE, add_results, results_table
 from vitsal.guides import RolloutGuide
 from vitsal.guides.baselines import CenterGuide, RandomGuide
+from vitsal.jobs.identity import checksum
 from vitsal.jobs.processes import make_accelerator
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import grid_size, model_transform
@@ -43,14 +44,26 @@ def cheap_target() -> nn.Module:
         return load_model("vit_tiny_patch16_224", pretrained=False, **options)
 
 
-def cheap_images(count: int, target: nn.Module) -> IndexedImages:
+@dataclass(frozen=True)
+class _Colours:
     """Images of 4 x 4 random colours, made on the fly; the same number is the same image."""
 
-    def read(index: int) -> tuple[Image.Image, int]:
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Colours that the number is the seed of."""
         colours = np.random.default_rng(index).integers(256, size=(4, 4, 3), dtype=np.uint8)
         return Image.fromarray(colours), index % CLASSES
 
-    return IndexedImages(read, "{:08d}.png".format, count, model_transform(target), source="made on the fly", stamp=str)
+    name, stamp = staticmethod("{:08d}.png".format), staticmethod(str)
+
+
+def cheap_images(count: int, target: nn.Module) -> IndexedImages:
+    """That many images of 4 x 4 random colours."""
+    return IndexedImages(_Colours(count), model_transform(target), "made on the fly")
 
 
 def real_size_cost(samples: Sequence[int], folder: str | Path) -> pd.DataFrame:
@@ -74,29 +87,26 @@ def _cost(count: int, folder: Path) -> pd.DataFrame:
     dataset, rollout = cheap_images(count, target), RolloutGuide(target)
     guides = {"random": RandomGuide(grid_size(target)), "center": CenterGuide(grid_size(target)), "rollout": rollout}
 
-    def curve() -> int:
-        experiment = DropExperiment(target.to(accelerator.device), guides, dataset, BENCH_RATIOS)
-        outcomes = experiment.run(folder=folder, batch_size=BATCH)
+    def curve() -> str:
+        vit = target.to(accelerator.device)
+        outcomes = drop_curve(vit, guides, dataset, BENCH_RATIOS, folder=folder, batch_size=BATCH)
         table = results_table(outcomes, "cheap")
         if accelerator.is_main_process:
             add_results(table, folder / "table.csv")
-        return zlib.crc32(table[[*SUMMARY_COLUMNS, *DIFFERENCE]].to_csv().encode())
+        return checksum(table[[*SUMMARY_COLUMNS, *DIFFERENCE]].to_csv())
 
-    def maps() -> int:
+    def maps() -> str:
         settings = MapSettings(image_size=(32, 32), batch_size=BATCH)
         share = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
         cache_maps(rollout, dataset, folder / "maps", settings, **share)
         accelerator.wait_for_everyone()
-        checksum = 0
-        for path in sorted(folder.glob("maps/*.safetensors")):
-            checksum = zlib.crc32(load_file(path)["maps"].tobytes(), checksum)
-        return checksum
+        return checksum(*(load_file(path)["maps"].tobytes() for path in sorted(folder.glob("maps/*.safetensors"))))
 
     rows = []
     for task, function in {"drop curve": curve, "the same, from its journal": curve, "maps": maps}.items():
         start = time.perf_counter()
-        checksum = function()
+        crc = function()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        rows.append([count, task, seconds, 1e6 * seconds / count, peak, f"{checksum:08x}"])
+        rows.append([count, task, seconds, 1e6 * seconds / count, peak, crc])
     return pd.DataFrame(rows, columns=["samples", "task", "seconds", "us_per_sample", "peak_mb", "crc32"])

@@ -1,6 +1,7 @@
 from .adapters import AdaptedGuide as AdaptedGuide, StudentGuide as StudentGuide
 from .attention import (
     AttentionNotRecorded as AttentionNotRecorded,
+    AttentionPass as AttentionPass,
     AttentionRecord as AttentionRecord,
     attention_of as attention_of,
     check_block as check_block,
@@ -13,19 +14,28 @@ from .explainers import (
     GradientAttentionGuide as GradientAttentionGuide,
     GradientRolloutGuide as GradientRolloutGuide,
     HeadGuide as HeadGuide,
-    HeadsGuide as HeadsGuide,
     LastAttentionGuide as LastAttentionGuide,
     ModelGuide as ModelGuide,
     RolloutGuide as RolloutGuide,
     check_category as check_category,
-    head_maps as head_maps,
 )
-from .factory import Guide as Guide, make_guide as make_guide
+from .factory import (
+    Guide as Guide,
+    make_choosers as make_choosers,
+    make_guide as make_guide,
+    picture_guide as picture_guide,
+)
 from .flow import attention_flow as attention_flow, flow_graph as flow_graph, with_residual as with_residual
-from .legacy import legacy_gradient_rollout as legacy_gradient_rollout, legacy_rollout as legacy_rollout
+from .legacy import (
+    LegacyGradientRolloutGuide as LegacyGradientRolloutGuide,
+    LegacyRolloutGuide as LegacyRolloutGuide,
+    legacy_gradient_rollout as legacy_gradient_rollout,
+    legacy_rollout as legacy_rollout,
+)
 from .rollout import (
     attention_relevance as attention_relevance,
     attention_rollout as attention_rollout,
+    check_discard as check_discard,
     discard_lowest as discard_lowest,
     fuse_gradient as fuse_gradient,
     fuse_heads as fuse_heads,

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitsal.guides.explainers import (
-    ModelGuide,
-)
+from vitsal.guides.explainers import ModelGuide
 from vitsal.models.pixels import convert_images, denormalize, downsample, fit_grid
 from vitsal.models.tokens import grid_size
 from vitsal.students.student import Student

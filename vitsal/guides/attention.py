@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
+from vitsal.models.surgery import replaced
 
 
 class AttentionNotRecorded(UserError):
@@ -60,12 +61,11 @@ def record_attention(
         maps.append(attention if fuse is None else fuse(attention))
 
     with ExitStack() as stack:
-        handle = model.patch_embed.register_forward_pre_hook(lambda *_: maps.clear())
-        stack.callback(handle.remove)
+        stack.enter_context(model.patch_embed.register_forward_pre_hook(lambda *_: maps.clear()))
         modules = [attention_of(model, index) for index in indices]
         stack.enter_context(fused_attention(modules, False))
         for module in modules:
-            stack.callback(module.attn_drop.register_forward_hook(keep).remove)
+            stack.enter_context(module.attn_drop.register_forward_hook(keep))
         yield maps
     if len(maps) != len(indices):
         raise AttentionNotRecorded(
@@ -77,14 +77,10 @@ def record_attention(
 @contextmanager
 def fused_attention(modules: Sequence[nn.Module], fused: bool) -> Iterator[None]:
     """Switch timm's fused attention on or off in these attention modules; each gets its own flag back."""
-    before = [module.fused_attn for module in modules]
-    try:
+    with ExitStack() as stack:
         for module in modules:
-            module.fused_attn = fused
+            stack.enter_context(replaced(module, "fused_attn", fused))
         yield
-    finally:
-        for module, flag in zip(modules, before, strict=True):
-            module.fused_attn = flag
 
 
 def attention_of(model: nn.Module, index: int) -> nn.Module:
@@ -107,6 +103,26 @@ def check_block(model: nn.Module, block: int) -> None:
     depth = len(model.blocks)
     if not -depth <= block < depth:
         raise UserError(f"There is no block {block}: this model has {depth}, 0 to {depth - 1}, or -{depth} to -1.")
+
+
+class AttentionPass:
+    """Attention of a forward pass that is made when it is asked about, so that no more of it is held than asked for.
+
+    It answers what an `AttentionRecord` answers, once.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.model, self.images = model, images
+
+    def fused(self, fuse: Callable[[Tensor], Tensor], blocks: Sequence[int] | None = None) -> list[Tensor]:
+        """What `fuse` makes of each block's attention, (B, H, N, N) -> anything smaller, as soon as that is there."""
+        with record_attention(self.model, fuse, blocks=blocks) as fused:
+            self.model(self.images)
+        return fused
+
+    def weighed(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
+        """Each block's attention and the gradient of a class's logit to it, see `AttentionRecord.gradients`."""
+        return AttentionRecord(self.model, self.images, reusable=False).weighed(category_index)
 
 
 class AttentionRecord:
@@ -151,3 +167,15 @@ class AttentionRecord:
             chosen = logits.gather(1, category.long()[:, None]).sum()
             self._gradients[category_index] = list(torch.autograd.grad(chosen, attentions, retain_graph=self.reusable))
         return self._gradients[category_index]
+
+    def fused(self, fuse: Callable[[Tensor], Tensor], blocks: Sequence[int] | None = None) -> list[Tensor]:
+        """What `fuse` makes of the attention of these blocks, or of all."""
+        indices = range(len(self.attentions)) if blocks is None else blocks
+        return [fuse(self.attentions[index]) for index in indices]
+
+    def weighed(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
+        """Each block's attention and its gradient, L pairs of (B, H, N, N)."""
+        return list(zip(self.attentions, self.gradients(category_index), strict=True))
+
+
+Attentions = AttentionPass | AttentionRecord  # what guides ask

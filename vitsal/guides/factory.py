@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from vitsal.guides.explainers import (
     FlowGuide,
     GradientAttentionGuide,
     GradientRolloutGuide,
+    HeadGuide,
     LastAttentionGuide,
     ModelGuide,
     RolloutGuide,
@@ -63,3 +65,24 @@ def make_guide(
     guide = makers[check_choice("guide", name, GUIDES)]()
     needs_adapting = isinstance(guide, ModelGuide) and inner is not target
     return AdaptedGuide(guide, target) if needs_adapting else guide
+
+
+def make_choosers(
+    names: Sequence[str], target: nn.Module, students: Mapping[str, Student] | None = None, **options: Any
+) -> dict[str, Guide]:
+    """Make several guides for one target: name -> guide; of students, who may be several, "student <name>" -> guide.
+
+    Args:
+        names: of guides, as `make_guide` takes them.
+        target: the ViT whose patches will be dropped.
+        students: name -> student, for the guide "student".
+        options: for all of them; see `make_guide`.
+    """
+    choosers = {name: make_guide(name, target, **options) for name in names if name != "student"}
+    pupils = (students or {"": None}) if "student" in names else {}
+    return choosers | {f"student {name}": make_guide("student", target, student=pupils[name]) for name in pupils}
+
+
+def picture_guide(method: str, model: nn.Module, **options: Any) -> Guide:
+    """A guide to look at: one that explains a model, with its options (`make_guide`), or "heads", one map per head."""
+    return HeadGuide(model) if method == "heads" else make_guide(method, model, **options)

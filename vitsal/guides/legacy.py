@@ -1,6 +1,6 @@
 """vit-explain's rollout as published, errors included, to show beside ours what they do to the picture.
 
-Use `vitsal.guides.rollout` for everything else. What differs here (jacobgil/vit-explain, `vit_rollout.py` and
+Use `vitsal.guides.explainers` for everything else. What differs here (jacobgil/vit-explain, `vit_rollout.py` and
 `vit_grad_rollout.py`):
 
 1. `a / a.sum(dim=-1)` divides column j by the sum of row j: rows no longer sum to 1.
@@ -15,11 +15,64 @@ Its maps are divided by their maximum; here they are raw, as ours: scaling is th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitsal.errors import check_number
+from vitsal.errors import UserError, check_choice
+from vitsal.guides.attention import Attentions
+from vitsal.guides.explainers import ModelGuide, check_category
+from vitsal.guides.rollout import HEAD_FUSIONS, check_discard, fuse_heads
+from vitsal.models.tokens import default_readout
+
+
+@dataclass(frozen=True)
+class LegacyRolloutGuide(ModelGuide):
+    """What `RolloutGuide` would be by vit-explain's arithmetic, for models with one class token alone.
+
+    Args, Raises: as `RolloutGuide`; other models are refused too.
+    """
+
+    head_fusion: str = "mean"
+    discard_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
+        check_discard(self.discard_ratio)
+        _check_legacy(self.model)
+
+    def _saliency(self, record: Attentions) -> Tensor:
+        fused = record.fused(partial(fuse_heads, head_fusion=self.head_fusion))
+        return legacy_rollout(fused, discard_ratio=self.discard_ratio)
+
+
+@dataclass(frozen=True)
+class LegacyGradientRolloutGuide(ModelGuide):
+    """What `GradientRolloutGuide` would be by vit-explain's arithmetic, for models with one class token alone.
+
+    Args, Raises: as `GradientRolloutGuide`; other models are refused too.
+    """
+
+    category_index: int | None = None
+    discard_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_discard(self.discard_ratio)
+        check_category(self.model, self.category_index)
+        _check_legacy(self.model)
+
+    def _saliency(self, record: Attentions) -> Tensor:
+        attentions, gradients = zip(*record.weighed(self.category_index), strict=True)
+        return legacy_gradient_rollout(attentions, gradients, discard_ratio=self.discard_ratio)
+
+
+def _check_legacy(model: nn.Module) -> None:
+    if model.num_prefix_tokens != 1 or default_readout(model) != "class":
+        raise UserError(
+            "vit-explain's rollout (legacy) knows models with one class token and no other prefix token only."
+        )
 
 
 def legacy_rollout(fused: Sequence[Tensor], *, discard_ratio: float = 0.9) -> Tensor:
@@ -28,7 +81,7 @@ def legacy_rollout(fused: Sequence[Tensor], *, discard_ratio: float = 0.9) -> Te
     Raises:
         UserError: the discard ratio is no number in [0, 1).
     """
-    check_number("discard ratio", discard_ratio, 0, 1, open_end="high")
+    check_discard(discard_ratio)
     row = torch.zeros_like(fused[0][:, 0])
     row[:, 0] = 1
     for attention in reversed(fused):

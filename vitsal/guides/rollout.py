@@ -55,6 +55,11 @@ def fuse_positive_gradient(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention * gradient).clamp_min(0).mean(dim=1).float()
 
 
+def check_discard(ratio: float) -> float:
+    """Return a discard ratio that can be used; raise UserError if it is no number in [0, 1)."""
+    return check_number("discard ratio", ratio, 0, 1, open_end="high")
+
+
 def discard_lowest(fused: Tensor, discard_ratio: float, protect_class: bool = True) -> Tensor:
     """Set the lowest `discard_ratio` of each image's attention to zero: (B, N, N) -> (B, N, N).
 
@@ -70,7 +75,7 @@ def discard_lowest(fused: Tensor, discard_ratio: float, protect_class: bool = Tr
     Raises:
         UserError: the discard ratio is no number in [0, 1).
     """
-    ratio = check_number("discard ratio", discard_ratio, 0, 1, open_end="high")
+    ratio = check_discard(discard_ratio)
     flat = fused.flatten(1)
     num_discarded = int(ratio * flat.shape[1])
     if num_discarded == 0:

@@ -7,12 +7,15 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+
+from vitsal.errors import UserError
 
 
 def describe(value: Any) -> Any:
@@ -51,13 +54,26 @@ def _settings(model: nn.Module) -> dict[str, Any]:
     return pooling | {part: config[part] for part in ("mean", "std")}
 
 
-def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
-    """Eight hexadecimal digits that tell tensors, with their names and what is said about them, from damaged ones."""
-    names = [(name, str(values.dtype), *values.shape) for name, values in sorted(tensors.items())]
-    value = zlib.crc32(json.dumps([names, sorted((about or {}).items())]).encode())
-    for _, values in sorted(tensors.items()):
-        value = zlib.crc32(values.flatten().contiguous().view(torch.uint8).numpy(), value)
+def checksum(*parts: str | bytes) -> str:
+    """CRC-32 of texts or bytes, one after the other, 8 hexadecimal digits: tells what is whole from what is damaged."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part.encode() if isinstance(part, str) else part, value)
     return f"{value:08x}"
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
+    """The checksum of tensors, with their names and what is said about them."""
+    pairs = sorted(tensors.items())
+    names = [(name, str(values.dtype), *values.shape) for name, values in pairs]
+    content = (values.flatten().contiguous().view(torch.uint8).numpy() for _, values in pairs)
+    return checksum(json.dumps([names, sorted((about or {}).items())]), *content)
+
+
+def file_hash(path: Path, claim: str = "") -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a claim and a file's content: what it is, and that it is whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.sha256(claim.encode())).hexdigest()[:16]
 
 
 def question_hash(question: Mapping[str, Any]) -> str:
@@ -65,7 +81,14 @@ def question_hash(question: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Name the parts in which two questions differ, with both values; '' where they are the same."""
+def refuse_other(there: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
+    """Leave alone what is kept of something else than what is asked, both as JSON holds them.
+
+    Raises:
+        UserError: they differ; it says what is there, in which parts they differ, with both values, and what to do.
+    """
+    now = json.loads(json.dumps(now))
     parts = sorted(part for part in there.keys() | now.keys() if there.get(part) != now.get(part))
-    return "; ".join(f"{part}: {there.get(part)!r} there, {now.get(part)!r} now" for part in parts)
+    if parts:
+        said = "; ".join(f"{part}: {there.get(part)!r} there, {now.get(part)!r} now" for part in parts)
+        raise UserError(f"{what} ({said}). {advice}")

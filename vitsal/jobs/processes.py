@@ -1,4 +1,4 @@
-"""What the work runs on: one process or many, as accelerate's launcher has started them, and which device."""
+"""One process or many, as accelerate's launcher has started them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from vitsal.errors import UserError, check_choice, cut, quoted
+from vitsal.errors import UserError, check_choice
 
 MIXED_PRECISIONS = ("no", "bf16", "fp16")  # accelerate's names of those that need no other model
 
@@ -48,24 +48,3 @@ def computed_precision(accelerator: Accelerator) -> str:
     with accelerator.autocast():
         lowered = torch.is_autocast_enabled(kind)
         return str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if lowered else "float32"
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU's own name, or "cpu", "mps", ..."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is a GPU where there is one.
-
-    Raises:
-        UserError: torch does not know it, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).item()  # the device "meta" makes tensors, and has no values
-        return torch.device(name)
-    except Exception as error:  # each kind of device has its own way to be absent
-        reason = cut(str(error).partition("\n")[0]) or type(error).__name__
-        raise UserError(f"Device {quoted(name)} cannot be used: {reason}") from error

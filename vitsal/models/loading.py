@@ -15,13 +15,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitsal.errors import (
-    UserError,
-    cut,
-    is_out_of_memory,
-    quoted,
-    suggestion,
-)
+from vitsal.errors import UserError, cut, is_out_of_memory, quoted, suggestion
 from vitsal.models.digits import MODEL_NAMES  # and registers the embedded models with timm
 from vitsal.models.weights import load_state, options_from, read_checkpoint
 
@@ -70,6 +64,29 @@ def load_model(
         model = _create(name, pretrained=False, **options_from(state) | options)
         load_state(model, state, path)
     return model.eval().to(device)
+
+
+def load_sized_model(
+    name: str,
+    size: tuple[int, int] | None,
+    checkpoint: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """`load_model` for images of this size, (H, W) in pixels; None leaves the model's own.
+
+    Raises:
+        UserError: a size that is no whole number of patches, or what `load_model` raises.
+    """
+    if size is None:
+        return load_model(name, checkpoint, device=device)
+    model = load_model(name, checkpoint, device=device, img_size=size)
+    patch = model.patch_embed.patch_size
+    if any(pixels % step for pixels, step in zip(size, patch, strict=True)):
+        raise UserError(
+            f"The image size {size[0]},{size[1]} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
+        )
+    return model
 
 
 def _check_name(name: str) -> None:

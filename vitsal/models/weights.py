@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from vitsal.errors import UserError, cut
+from vitsal.jobs.paths import check_file
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -23,8 +23,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, or none that can be read safely as a dictionary of tensors.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"There is no checkpoint file at {path}.")
+    check_file("checkpoint", path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's training code saves its arguments in one
             state = load_state_dict(str(path), weights_only=True)

@@ -5,9 +5,11 @@ from .charts import (
     plot_attention_distances as plot_attention_distances,
     plot_drop_curves as plot_drop_curves,
     plot_learning_curves as plot_learning_curves,
+    plot_probes as plot_probes,
     plot_published as plot_published,
     plot_speedups as plot_speedups,
     share_legend as share_legend,
+    use_slide_style as use_slide_style,
 )
 from .explorer import Explorer as Explorer, load_named as load_named
 from .explorer_figure import (
@@ -23,8 +25,9 @@ from .overlays import (
     tile_pictures as tile_pictures,
 )
 from .sheets import (
-    SLIDE as SLIDE,
     contact_sheet as contact_sheet,
+    draw_sample as draw_sample,
+    explain_pictures as explain_pictures,
     fit_text as fit_text,
     picture_size as picture_size,
     show_picture as show_picture,
@@ -34,10 +37,11 @@ from .sheets import (
 from .style import (
     COLOURS as COLOURS,
     MARKERS as MARKERS,
+    SLIDE as SLIDE,
     curve_style as curve_style,
     save_figure as save_figure,
+    set_slide_style as set_slide_style,
     shorten as shorten,
-    use_slide_style as use_slide_style,
 )
 from .video import draw_on_video as draw_on_video
 from .video_files import (
@@ -45,11 +49,15 @@ from .video_files import (
     Film as Film,
     assemble as assemble,
     check_sound as check_sound,
+    cut_film as cut_film,
     encode as encode,
     inspect_video as inspect_video,
     is_gif as is_gif,
     pictures_of as pictures_of,
+    read_frames as read_frames,
     to_array as to_array,
+    write_film as write_film,
+    write_gif as write_gif,
 )
 from .video_panels import (
     Column as Column,

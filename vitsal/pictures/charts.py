@@ -8,13 +8,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
 from vitsal.analysis.cost import PLAIN
-from vitsal.pictures.style import COLOURS, curve_style
+from vitsal.analysis.probing import Probe
+from vitsal.pictures.overlays import tile_pictures
+from vitsal.pictures.sheets import write_titles
+from vitsal.pictures.style import COLOURS, SLIDE, curve_style, set_slide_style
+
+
+def use_slide_style() -> None:
+    """Set matplotlib's defaults for this course's figures; pictures inside notebooks are kept small (JPEG, 60 dpi)."""
+    if get_ipython() is not None:
+        set_matplotlib_formats("jpeg", bbox_inches=None)
+    set_slide_style()
 
 
 def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
@@ -145,6 +157,18 @@ def plot_attention_distances(axis: Axes, distances: Tensor, uniform: float) -> N
     axis.set(xlabel="block", ylabel="mean attention\ndistance (pixels)", ylim=(0, highest))
     axis.set_xticks(range(1, num_blocks + 1, -(-num_blocks // 8)))
     axis.grid(axis="y", alpha=0.3)
+
+
+def plot_probes(probes: Mapping[str, Probe]) -> Figure:
+    """Draw how far each head of models looks, name -> probe, side by side, and their filters below."""
+    figure, axes = plt.subplots(2, len(probes), squeeze=False)
+    for (upper, lower), probe in zip(axes.T, probes.values(), strict=True):
+        plot_attention_distances(upper, probe.distances, probe.uniform)
+        lower.imshow(tile_pictures(probe.filters, columns=7))
+        lower.axis("off")
+    write_titles(axes[0], probes, SLIDE[0] / len(probes))
+    share_legend(figure, axes[0, 0])
+    return figure
 
 
 def share_legend(figure: Figure, axis: Axes) -> None:

@@ -17,8 +17,7 @@ from vitsal.analysis.exploration import Exploration, View
 from vitsal.models.classes import Prediction
 from vitsal.models.tokens import grid_size
 from vitsal.pictures.overlays import hide_dropped, overlay
-from vitsal.pictures.sheets import SLIDE
-from vitsal.pictures.style import COLOURS, shorten
+from vitsal.pictures.style import COLOURS, SLIDE, shorten
 
 MARGIN, HEADING, BAR = 0.2, 0.5, 0.44  # inches: between pictures; above one, for its title; of a bar with its gap
 

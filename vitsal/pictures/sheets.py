@@ -5,23 +5,77 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, product
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
 
-SLIDE = (13.333, 7.5)  # inches, 16:9
+from vitsal.analysis.exploration import Exploration
+from vitsal.guides.factory import Guide
+from vitsal.models.classes import Prediction
+from vitsal.pictures.overlays import overlay
+from vitsal.pictures.style import SLIDE, shorten
+
 TITLE = 0.5  # inches left for a title of the whole sheet
 
 
-def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]]) -> Figure:
+def explain_pictures(
+    pictures: Mapping[str, Image.Image],
+    model: nn.Module,
+    guides: Mapping[str, Guide],
+    category_index: int | None = None,
+) -> tuple[list[dict[str, np.ndarray]], dict[str, list[Prediction]]]:
+    """Explain pictures, name of the file -> picture, one after the other.
+
+    Args:
+        pictures: RGB, of any size.
+        model: a timm ViT in eval mode.
+        guides: name -> guide, such as `picture_guide` makes.
+        category_index: the class that guides by gradients explain; None is the likeliest.
+
+    Returns:
+        The samples of a contact sheet (`draw_sample`), and name -> likeliest classes, none of a model without any.
+    """
+    samples, predictions = [], {}
+    for name, picture in tqdm(pictures.items(), desc="images", mininterval=1, delay=2):
+        seen = Exploration(model, picture)
+        samples.append(draw_sample(Path(name).stem, seen, guides, category_index))
+        predictions[name] = seen.predictions
+    return samples, predictions
+
+
+def draw_sample(
+    name: str, seen: Exploration, guides: Mapping[str, Guide], category_index: int | None = None
+) -> dict[str, np.ndarray]:
+    """A picture as the model sees it, and the guides' maps over it: heading -> (H, W, 3).
+
+    The picture's heading tells what the model takes it for; that of a map by gradients, the class that it explains.
+    """
+    takes_for = f"\n{seen.predictions[0]}" if seen.predictions else ""
+    sample = {shorten(name, 32) + takes_for: seen.pixels}
+    for method, guide in guides.items():
+        maps = seen.saliency(guide)
+        if maps.ndim == 3:
+            sample |= {f"head {number}": overlay(seen.pixels, head) for number, head in enumerate(maps, 1)}
+        else:
+            explained = f":\n{seen.prediction(category_index)}" if method.startswith("grad-") else ""
+            sample[method + explained] = overlay(seen.pixels, maps)
+    return sample
+
+
+def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") -> Figure:
     """Draw samples, each a picture with its maps beside it, under headings; one that stands above already is left out.
 
     Args:
         samples: heading -> picture, (H, W, 3) in [0, 1] and all of one shape; each sample's first one is its picture,
             the others, at least one, are its maps, as many in each sample.
+        title: of the whole sheet.
     """
     ways = product(range(1, len(samples[0])), range(1, len(samples) + 1))
     grids = [_arrange(samples, across, abreast) for across, abreast in ways]
@@ -32,6 +86,8 @@ def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]]) -> Figure:
         if cell:
             show_picture(axis, cell.picture)
             write_titles([axis], [cell.heading], _picture_width(grid))
+    if title:
+        figure.suptitle(title, parse_math=False)
     return figure
 
 

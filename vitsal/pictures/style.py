@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from IPython import get_ipython
 from matplotlib.figure import Figure
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from vitsal.errors import printable
-from vitsal.pictures.sheets import SLIDE
 
+SLIDE = (13.333, 7.5)  # inches, 16:9
 # Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def use_slide_style() -> None:
-    """Set matplotlib's defaults for this course's figures; pictures inside notebooks are kept small (JPEG, 60 dpi)."""
-    if get_ipython() is not None:
-        set_matplotlib_formats("jpeg", bbox_inches=None)
+def set_slide_style() -> None:
+    """Set matplotlib's defaults for this course's figures."""
     plt.rcParams.update(
         {
             "figure.figsize": SLIDE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -18,8 +17,8 @@ from tqdm import tqdm
 from vitsal.choices import SEGMENT, WIDEST
 from vitsal.errors import UserError, check_number, suggestion
 from vitsal.jobs.files import check_folder, locked, read_json, write_whole
-from vitsal.jobs.identity import describe, differences, question_hash
-from vitsal.jobs.outputs import check_output
+from vitsal.jobs.identity import describe, file_hash, question_hash, refuse_other
+from vitsal.jobs.paths import check_file, check_output
 from vitsal.pictures.video_files import (
     ENCODER,
     FORMATS,
@@ -95,8 +94,7 @@ def draw_on_video(
 def _check_request(
     source: Path, output: Path, columns: Mapping[str, Column], strength: float, width: int | None, batch_size: int
 ) -> None:
-    if not source.is_file():
-        raise UserError(f"There is no video file at {source}.")
+    check_file("video", source)
     if output.suffix.lower() not in FORMATS:
         near = suggestion(output.suffix.lower(), FORMATS)
         raise UserError(f"{output}: the output's name must end with one of {', '.join(FORMATS)}.{near}")
@@ -126,15 +124,14 @@ def _panel_size(film: Film, draw: Callable[..., np.ndarray], width: int | None) 
 
 
 def _job(source: Path, columns: Mapping[str, Column], options: Mapping[str, object]) -> dict[str, object]:
-    """What parts must have in common to be put together, as JSON gives it back."""
+    """What parts must have in common to be put together."""
     state = source.stat()
-    job = {
+    return {
         "source": {"bytes": state.st_size, "modified": state.st_mtime_ns},
         "columns": [[name, describe(column)] for name, column in columns.items()],
         "versions": {"av": av.__version__, "part": f"{SEGMENT} frames, {ENCODER}"},
         **options,
     }
-    return json.loads(json.dumps(job))
 
 
 def _check_claim(parts: Path, job: Mapping[str, object]) -> None:
@@ -144,8 +141,8 @@ def _check_claim(parts: Path, job: Mapping[str, object]) -> None:
     known = (f"{JOB}*", ".drawing.lock")
     if settings.exists() or (parts.exists() and any(not any(map(path.match, known)) for path in parts.iterdir())):
         advice = f"So {parts} holds another job's parts, or damaged ones. Delete it, or name another output."
-        if unlike := differences(read_json(settings, advice), job):
-            raise UserError(f"{parts} holds another job's parts ({unlike}). Delete it, or name another output.")
+        what, instead = f"{parts} holds another job's parts", "Delete it, or name another output."
+        refuse_other(read_json(settings, advice), job, what, instead)
 
 
 def _claim(parts: Path, job: Mapping[str, object]) -> None:
@@ -197,9 +194,7 @@ def _write_part(parts: Path, number: int, job: Mapping[str, object], save: Calla
 
 def _seal(path: Path, number: int, job: Mapping[str, object]) -> str:
     """First 16 hexadecimal digits of the SHA-256 of job, number and content: what a part is, and that it is whole."""
-    claim = f"{question_hash(job)} {number} ".encode()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.sha256(claim)).hexdigest()[:16]
+    return file_hash(path, f"{question_hash(job)} {number} ")
 
 
 def _drawn(

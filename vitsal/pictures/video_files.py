@@ -20,9 +20,11 @@ from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
+from IPython import display
 from PIL import Image
 from tqdm import tqdm
 
+from vitsal.data.pictures import spread
 from vitsal.errors import UserError
 from vitsal.pictures.video_panels import resized
 
@@ -30,6 +32,7 @@ FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
 ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 PART = "nut"  # read as this and nothing else: playlists, say, refer to other files
 GIF_RATE = 10  # frames per second
+SAMPLES = 48_000  # of a sound, per second
 TIMED_FORMATS = ("mp4", "matroska", "avi")  # their headers tell how long the video is
 MISSING_SECONDS = 0.25  # a video that ends so much before its header's duration is cut short
 BT709 = 1  # the number of this colour space in H.273; also of "limited range"
@@ -281,6 +284,70 @@ def _few_colours(picture: np.ndarray, hundredths: int) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
     frame.pts, frame.time_base = hundredths, Fraction(1, 100)
     return frame
+
+
+def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int, sound: np.ndarray) -> None:
+    """Write pictures and a sound as a video.
+
+    Args:
+        path: of the file; its ending tells what kind it is.
+        pictures: (H, W, 3) in uint8 each, sides even.
+        rate: pictures per second.
+        sound: (samples,) in int16, 48,000 of them per second.
+    """
+    pictures = iter(pictures)
+    first = next(pictures)
+    with av.open(str(path), "w") as file:
+        video, audio = file.add_stream(ENCODER, rate=rate), file.add_stream("aac", rate=SAMPLES, layout="mono")
+        video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
+        for picture in chain([first], pictures):
+            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        heard = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        heard.sample_rate = SAMPLES
+        for packets in (audio.encode(heard), video.encode(), audio.encode()):
+            file.mux(packets)
+
+
+def cut_film(source: Path, path: Path, seconds: float) -> None:
+    """Copy the beginning of a video, sound included, without coding it again.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    inspect_video(source, progress=False)
+    with _opened(source) as (old, video), av.open(str(path), "w") as new:
+        streams = [video, *old.streams.audio]
+        tracks = {stream.index: new.add_stream_from_template(stream) for stream in streams}
+        for packet in old.demux(*streams):
+            start = packet.pts if packet.dts is None else packet.dts
+            if start is not None and start * packet.time_base < seconds:
+                packet.stream = tracks[packet.stream_index]
+                new.mux(packet)
+
+
+def read_frames(path: Path, count: int | None = None) -> list[np.ndarray]:
+    """Frames of a video, (H, W, 3) in uint8 each: `count` of them, spread evenly over it, or all.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    film = inspect_video(path, progress=False)
+    wanted = spread(film.frames, count)
+    return [to_array(frame, film) for number, frame in enumerate(_decoded(path)) if number in wanted]
+
+
+def write_gif(path: Path, pictures: Sequence[np.ndarray], width: int, rate: float) -> display.Image:
+    """Write pictures, (H, W, 3) in uint8, as a small GIF: this many pixels wide, with 64 colours in each picture.
+
+    Returns:
+        The GIF, as notebooks show it.
+    """
+    size = (width * pictures[0].shape[0] // pictures[0].shape[1], width)
+    small = [Image.fromarray(resized(picture, size)) for picture in pictures]
+    # an octree keeps rare colours too
+    few = [image.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for image in small]
+    few[0].save(path, save_all=True, append_images=few[1:], duration=round(1000 / rate), loop=0)
+    return display.Image(path)
 
 
 def is_gif(path: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from vitsal.errors import check_number
 from vitsal.reduction.drop import forward_kept
 from vitsal.reduction.keep import top_k_patches
 
@@ -19,12 +20,13 @@ class AcceleratedViT(nn.Module):
         keep_ratio: fraction of patches kept, in (0, 1]; at 1 no guide is asked.
 
     Raises:
-        UserError: on running, a keep ratio that is no number in (0, 1], or saliency that is not finite.
+        UserError: the keep ratio is no number in (0, 1]; on running, saliency that is not finite.
     """
 
     def __init__(self, target: nn.Module, guide: Callable[[Tensor], Tensor], keep_ratio: float) -> None:
         super().__init__()
-        self.target, self.guide, self.keep_ratio = target, guide, keep_ratio
+        self.target, self.guide, self.training = target, guide, target.training
+        self.keep_ratio = check_number("keep ratio", keep_ratio, 0, 1, open_end="low")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch: (B, 3, H, W) -> (B, classes)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 
@@ -12,6 +12,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
+from vitsal.models.surgery import replaced
 
 
 @contextmanager
@@ -33,12 +34,12 @@ def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
         check_keep(keep, len(tokens), tokens.shape[1:-1].numel())
 
     with ExitStack() as stack:
-        stack.callback(model.patch_embed.register_forward_hook(check).remove)
+        stack.enter_context(model.patch_embed.register_forward_hook(check))
         if isinstance(model, Beit):
             _keep_in_beit(model, keep, stack)
         else:  # timm's own place for dropping patches: after the position embedding, before the first block
-            stack.callback(_put_back, model, model.patch_drop)
-            model.patch_drop = _KeepPatches(keep, model.num_prefix_tokens, returns_indices=isinstance(model, Eva))
+            drop = _KeepPatches(keep, model.num_prefix_tokens, returns_indices=isinstance(model, Eva))
+            stack.enter_context(replaced(model, "patch_drop", drop))
         yield model
 
 
@@ -55,17 +56,8 @@ def embed_once(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
     For many forward passes that differ only in the patches kept.
     """
     embedded = model.patch_embed(images)
-    model.patch_embed.forward = lambda images: embedded
-    try:
+    with replaced(model.patch_embed, "forward", lambda images: embedded):
         yield model
-    finally:
-        del model.patch_embed.forward
-
-
-def _put_back(model: nn.Module, patch_drop: nn.Module | None) -> None:
-    """Deleted first: torch keeps modules apart from other attributes, and Eva's is None at first."""
-    del model.patch_drop
-    model.patch_drop = patch_drop
 
 
 class _KeepPatches(nn.Module):
@@ -118,14 +110,10 @@ def _keep_in_beit(model: Beit, keep: Tensor, stack: ExitStack) -> None:
     def pick_bias(bias: Tensor) -> Tensor:  # (1, H, N, N), or (H, N, N) where blocks share one -> (B, H, M, M)
         return bias.view(bias.shape[-3:])[:, indices()[:, :, None], indices()[:, None, :]].transpose(0, 1)
 
-    stack.callback(model.blocks[0].register_forward_pre_hook(drop_tokens).remove)
+    stack.enter_context(model.blocks[0].register_forward_pre_hook(drop_tokens))
     if model.rel_pos_bias is not None:
-        stack.callback(model.rel_pos_bias.register_forward_hook(lambda m, args, bias: pick_bias(bias)).remove)
+        stack.enter_context(model.rel_pos_bias.register_forward_hook(lambda m, args, bias: pick_bias(bias)))
     for attention in [block.attn for block in model.blocks]:
         if attention.relative_position_bias_table is not None:
-            attention._get_rel_pos_bias = _compose(pick_bias, attention._get_rel_pos_bias)
-            stack.callback(delattr, attention, "_get_rel_pos_bias")
-
-
-def _compose(outer: Callable[[Tensor], Tensor], inner: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return lambda: outer(inner())
+            bias_of = attention._get_rel_pos_bias
+            stack.enter_context(replaced(attention, "_get_rel_pos_bias", lambda bias_of=bias_of: pick_bias(bias_of())))

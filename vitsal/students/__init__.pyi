@@ -4,6 +4,7 @@ from .distillation import (
     accelerator_for as accelerator_for,
     describe_training as describe_training,
     distill as distill,
+    teach as teach,
     training_folder as training_folder,
 )
 from .fidelity import (
@@ -25,6 +26,7 @@ from .maps import (
     Claim as Claim,
     MapSettings as MapSettings,
     Shard as Shard,
+    Teacher as Teacher,
     cache_maps as cache_maps,
     describe_maps as describe_maps,
     maps_folder as maps_folder,

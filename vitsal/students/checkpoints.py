@@ -6,7 +6,6 @@ of the checkpoint's files, and of itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from accelerate import Accelerator
 
 from vitsal.errors import UserError
 from vitsal.jobs.files import check_folder, read_json, write_whole
-from vitsal.jobs.identity import differences, question_hash
+from vitsal.jobs.identity import file_hash, question_hash, refuse_other
 from vitsal.students.student import Student, write_student
 
 POINTER = "checkpoint.json"
@@ -79,8 +78,8 @@ class Checkpoints:
         if not (self.folder / POINTER).exists():
             return pd.DataFrame()
         pointer = self._read_pointer()
-        if said := differences(pointer["about"], json.loads(json.dumps(self.about))):
-            raise UserError(f"{self.folder} holds another training ({said}). Name another output, or remove it.")
+        advice = "Name another output, or remove it."
+        refuse_other(pointer["about"], self.about, f"{self.folder} holds another training", advice)
         self._load_state(self.folder / pointer["state"], pointer["files"])
         history = pd.DataFrame(pointer["history"])
         if self.accelerator.is_main_process:
@@ -120,10 +119,5 @@ class Checkpoints:
 
 
 def _checksums(state: Path) -> dict[str, str]:
-    """Name of each file of a state -> the first 16 hexadecimal digits of its SHA-256."""
-    return {path.name: _checksum(path) for path in sorted(state.glob("*")) if path.is_file()}
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """Name of each file of a state -> its hash."""
+    return {path.name: file_hash(path) for path in sorted(state.glob("*")) if path.is_file()}

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitsal.choices import TrainingSettings
+from vitsal.data.images import IndexedImages, StreamedImages
 from vitsal.errors import UserError
 from vitsal.jobs.files import check_folder, locked
 from vitsal.jobs.identity import question_hash
@@ -29,7 +30,7 @@ from vitsal.models.pixels import downsample
 from vitsal.students.checkpoints import Checkpoints
 from vitsal.students.fidelity import measure_fidelity
 from vitsal.students.losses import LOSS_FUNCTIONS
-from vitsal.students.maps import CachedMaps, read_settings
+from vitsal.students.maps import CachedMaps, MapSettings, Teacher, cache_maps, maps_folder, read_settings
 from vitsal.students.student import Student
 from vitsal.students.views import jitter_colours, random_views, warp
 
@@ -47,6 +48,37 @@ def accelerator_for(recipe: TrainingSettings) -> Accelerator:
         gradient_accumulation_steps=recipe.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=recipe.seed),
     )
+
+
+def teach(
+    student: Student,
+    teacher: Teacher,
+    dataset: IndexedImages | StreamedImages,
+    output: str | Path,
+    recipe: TrainingSettings,
+    settings: MapSettings,
+    *,
+    maps: str | Path | None = None,
+    num_workers: int = 0,
+    accelerator: Accelerator | None = None,
+) -> pd.DataFrame:
+    """Cache a teacher's maps, each process its share, and train a student on them; see `cache_maps` and `distill`.
+
+    Args:
+        student, output, recipe, accelerator: as `distill` takes them.
+        teacher, dataset, settings, num_workers: as `cache_maps` takes them.
+        maps: folder for the maps; one in `runs` that belongs to them by default.
+
+    Returns:
+        The history of the training.
+    """
+    accelerator = accelerator or accelerator_for(recipe)
+    maps = maps or maps_folder("runs", teacher, dataset, settings)
+    processes = {"process": accelerator.process_index, "num_processes": accelerator.num_processes}
+    leads = accelerator.is_main_process
+    cache_maps(teacher, dataset, maps, settings, num_workers=num_workers, progress=leads, **processes)
+    accelerator.wait_for_everyone()
+    return distill(student, maps, output, recipe, accelerator=accelerator)
 
 
 def distill(
@@ -111,7 +143,8 @@ class _Training:
     def __init__(
         self, student: Student, maps: Path, output: Path, recipe: TrainingSettings, accelerator: Accelerator
     ) -> None:
-        train, validation = CachedMaps(maps, "train"), CachedMaps(maps, "validation")
+        train = CachedMaps(maps, "train")
+        validation = train.part("validation")
         _check(student, train, recipe, accelerator)
         self.student, self.recipe, self.accelerator = student, recipe, accelerator
         self.checkpoints = Checkpoints(output, describe_training(student, maps, recipe), accelerator)

@@ -11,33 +11,41 @@ import json
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches, data_fingerprint
-from vitsal.data.pictures import spread, warn_of_skipped
+from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
-from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.jobs.files import check_folder, read_json, write_whole
-from vitsal.jobs.identity import checksum, describe, differences, question_hash
+from vitsal.jobs.identity import describe, question_hash, refuse_other, tensors_checksum
 from vitsal.models.pixels import denormalize, downsample
 from vitsal.models.tokens import grid_size
 from vitsal.students.views import random_views, warp
 
-Teacher = RolloutGuide | GradientRolloutGuide
 SETTINGS = "settings.json"
 BATCHES_PER_SHARD = 16
 HOLDOUT = 10
+
+
+class Teacher(Protocol):
+    """A guide that explains a model, such as `vitsal.guides.RolloutGuide`."""
+
+    model: nn.Module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> saliency (B, gh, gw)."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,9 @@ def cache_maps(
 
 
 def describe_maps(teacher: Teacher, dataset: IndexedImages | StreamedImages, settings: MapSettings) -> dict[str, Any]:
-    """What cached maps are of, weights and data included, as JSON holds it."""
-    about = {"teacher": describe(teacher), "data": data_fingerprint(dataset), **asdict(settings)}
-    return json.loads(json.dumps(about))
+    """What cached maps are of, weights and data included."""
+    data = dataset.fingerprint(dataset.keys(dataset.numbers(settings.limit)))
+    return {"teacher": describe(teacher), "data": data, **asdict(settings)}
 
 
 def maps_folder(
@@ -119,12 +127,9 @@ def maps_folder(
 
 
 def _total(dataset: IndexedImages | StreamedImages, settings: MapSettings) -> int:
-    if isinstance(dataset, IndexedImages):
-        total = len(spread(len(dataset), settings.limit))
-    elif settings.limit is None:
+    total = dataset.count(settings.limit)
+    if total is None:
         raise UserError("A stream does not tell how many images it has: give a limit.")
-    else:
-        total = settings.limit
     if total == 0:
         raise UserError("The data set is empty: there is no image to ask the teacher about.")
     return total
@@ -135,8 +140,9 @@ def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.is_file():
         write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1)))
-    elif said := differences(read_settings(folder), wanted):
-        raise UserError(f"{folder} holds maps made by other settings ({said}). Name another folder, or remove it.")
+    else:
+        advice = "Name another folder, or remove it."
+        refuse_other(read_settings(folder), wanted, f"{folder} holds maps made by other settings", advice)
 
 
 class Claim(NamedTuple):
@@ -184,7 +190,7 @@ class _Source:
         """Batches of this shard; those of the shard before must have been taken."""
         size, limit = self.settings.batch_size, self.settings.limit
         ahead = claim.first - self.next
-        if claim.view != self.view or ahead < 0 or (ahead and isinstance(self.dataset, IndexedImages)):
+        if claim.view != self.view or ahead < 0 or (ahead and not self.dataset.streamed):
             ahead = 0
             self.batches = batches(self.dataset, size, first=claim.first, limit=limit, num_workers=self.num_workers)
         self.view, self.next = claim.view, claim.first + size * BATCHES_PER_SHARD
@@ -233,7 +239,7 @@ def write_shard(folder: Path, shard: Shard) -> None:
     metadata = {name: str(value) for name, value in shard.claim._asdict().items()}
     metadata["skipped"] = json.dumps(shard.skipped)
     tensors = {"images": shard.images, "maps": shard.maps}
-    metadata["checksum"] = checksum(tensors, metadata)
+    metadata["checksum"] = tensors_checksum(tensors, metadata)
     write_whole(folder / shard.claim.file, partial(save_file, tensors, metadata=metadata))
 
 
@@ -249,7 +255,7 @@ def _read_shard(path: Path, claim: Claim | None = None) -> Shard:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in ("images", "maps")}
-        if metadata.pop("checksum") != checksum(tensors, metadata):
+        if metadata.pop("checksum") != tensors_checksum(tensors, metadata):
             raise _DamagedError("damaged")
         said = Claim(metadata["maps"], *(int(metadata[part]) for part in ("view", "first", "total")))
         shard = Shard(said, skipped=json.loads(metadata["skipped"]), **tensors)
@@ -281,12 +287,12 @@ def _read_all(folder: Path) -> Iterator[Shard]:
         return
     about = read_settings(folder)
     try:
-        first = _read_shard(path).claim
-        if first.maps != question_hash(about):
+        first = _read_shard(path)
+        if first.claim.maps != question_hash(about):
             raise _DamagedError(f"a part of other maps than {SETTINGS} there says")
-        for claim in _claims(about, first.total):
+        for claim in _claims(about, first.claim.total):
             path = folder / claim.file
-            yield _read_shard(path, claim)
+            yield first if claim == first.claim else _read_shard(path, claim)
     except _DamagedError as damage:
         raise UserError(f"{path} is {damage}: cache the maps again, which computes it alone.") from damage
 
@@ -305,16 +311,25 @@ class CachedMaps(Dataset):
     """
 
     def __init__(self, folder: str | Path, split: str = "all") -> None:
-        self.folder = Path(folder)
-        self.shards = list(_read_all(self.folder))
-        self.rows = [
+        self.folder, self.shards = Path(folder), list(_read_all(Path(folder)))
+        self.rows = self._rows(split)
+
+    def _rows(self, split: str) -> list[tuple[int, int]]:
+        rows = [
             (number, row)
             for number, shard in enumerate(self.shards)
             for row in range(len(shard.maps))
             if split in ("all", _split_of(shard.claim, row))
         ]
-        if not self.rows:
-            raise UserError(f"{folder} holds too few cached maps for a {split} split: {len(self.shards)} shards.")
+        if not rows:
+            raise UserError(f"{self.folder} holds too few cached maps for a {split} split: {len(self.shards)} shards.")
+        return rows
+
+    def part(self, split: str) -> CachedMaps:
+        """Another split of the same maps, which are not read again."""
+        part = copy(self)
+        part.rows = self._rows(split)
+        return part
 
     def __len__(self) -> int:
         return len(self.rows)

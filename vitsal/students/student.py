@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vitsal.choices import ARCHITECTURES, CELL
 from vitsal.errors import UserError
 from vitsal.jobs.files import locked, read_json
-from vitsal.jobs.identity import checksum, weights_fingerprint
+from vitsal.jobs.identity import tensors_checksum, weights_fingerprint
 from vitsal.students.networks import check_known, make_backbone, make_network
 
 LARGEST = {"grid_size": 256, "input_size": 1024, "width": 1024}  # what a config.json may ask memory for
@@ -113,7 +113,7 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
     def _save_pretrained(self, save_directory: Path) -> None:
         """What the mixin calls; its own would not write a checksum."""
         weights = {name: values.detach().cpu().clone() for name, values in self.state_dict().items()}
-        save_file(weights, save_directory / WEIGHTS, {"format": "pt", "checksum": checksum(weights)})
+        save_file(weights, save_directory / WEIGHTS, {"format": "pt", "checksum": tensors_checksum(weights)})
 
     @classmethod
     def _load_as_safetensor(cls, model: Student, model_file: str, *options: Any) -> Student:
@@ -135,7 +135,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
             promised = (file.metadata() or {}).get("checksum")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged, or not there: {error}") from error
-    if promised and promised != checksum(weights):
+    if promised and promised != tensors_checksum(weights):
         raise UserError(f"{path} is damaged")
     return weights
 
@@ -156,16 +156,26 @@ def _check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
         raise UserError(f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}.")
 
 
-def new_student(architecture: str, grid_size: Sequence[int], *, pretrained: bool = False, **options: Any) -> Student:
+def new_student(
+    architecture: str,
+    grid_size: Sequence[int],
+    *,
+    pretrained: bool = False,
+    seed: int | None = None,
+    **options: Any,
+) -> Student:
     """A student before its first lesson: random weights, or, with `pretrained`, a timm model's from its hub.
 
     Args:
         architecture, grid_size, options: as `Student` takes them.
         pretrained: only for a timm model.
+        seed: of the random weights, and of all random numbers after them; None leaves torch's state as it is.
 
     Raises:
         UserError: see `Student` and `make_backbone`; pretrained weights for an architecture that has none.
     """
+    if seed is not None:
+        torch.manual_seed(seed)
     options = {"input_size": [CELL * cells for cells in grid_size], **options}  # so that its config says it
     if not pretrained:
         return Student(architecture, grid_size, **options)

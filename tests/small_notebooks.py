@@ -1,0 +1,39 @@
+"""Small copies of the notebooks, to be run cell by cell in minutes: `python tests/small_notebooks.py FOLDER`.
+
+They differ from the notebooks in their parameters alone, and write beside themselves.
+"""
+
+import sys
+from pathlib import Path
+
+import papermill
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+SMALL = {
+    "01_rollout_exploration": {"limit": 20},
+    "02_train_students": {"train_limit": 100, "epochs": 2, "limit": 20},
+    "03_ideal_drop_experiment": {"limit": 20},
+    "04_final_evaluation": {"limit": 20, "repeats": 1, "batch_size": 10},
+    "05_probing": {"limit": 20, "batch_size": 10},
+    "06_published_experiments": {"limit": 20},
+    "07_faithfulness": {"limit": 4},
+    "08_video": {"seconds": 2, "films": 2},
+    "explorer": {},
+}
+
+
+def write_copies(folder: Path) -> None:
+    """Write a small copy of every notebook, beside a link to the data that they read."""
+    folder.mkdir(parents=True)
+    (folder.parent / "data").symlink_to(ROOT / "data")
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        known = papermill.inspect_notebook(str(path))
+        given = SMALL[path.stem] | ({"output_dir": str(folder / path.stem)} if "output_dir" in known else {})
+        if unknown := given.keys() - known:
+            sys.exit(f"{path.name} has no parameter {', '.join(unknown)}")
+        papermill.execute_notebook(str(path), str(folder / path.name), given, prepare_only=True, progress_bar=False)
+
+
+if __name__ == "__main__":
+    write_copies(Path(sys.argv[1]).resolve())
