@@ -100,7 +100,7 @@ def drop_curve(
     identity = results.identity_table(question.about, target)
     path = output or results.results_file("runs", "drop-curve", identity)
     results.check_same(results.read_results(path) if there is None else there, identity, path)
-    outcomes = answer(question, path.parent, batch_size, num_workers, strict=strict)
+    outcomes = answer(question, path.parent, batch_size, num_workers, strict, progress=True)
     if accelerator.is_main_process:
         table = results.results_table(outcomes, target)
         results.add_results(table, path)

@@ -2,6 +2,7 @@ from .archives import open_archive as open_archive
 from .images import (
     Batch as Batch,
     IndexedImages as IndexedImages,
+    LabelledImages as LabelledImages,
     NumberedImages as NumberedImages,
     Sample as Sample,
     StreamedImages as StreamedImages,

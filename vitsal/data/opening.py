@@ -14,7 +14,7 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import IterableDataset
 
-from vitsal.data.images import IndexedImages, StreamedImages
+from vitsal.data.images import IndexedImages, LabelledImages, StreamedImages
 from vitsal.data.labels import find_classes
 from vitsal.data.pictures import Transform, decode, to_rgb
 from vitsal.data.scenes import DigitScenes
@@ -28,7 +28,7 @@ DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
 
-def open_data(source: str, transform: Transform, *, split: str = "validation") -> IndexedImages | StreamedImages:
+def open_data(source: str, transform: Transform, *, split: str = "validation") -> LabelledImages:
     """Open a data set.
 
     Args:
