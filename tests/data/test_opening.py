@@ -427,7 +427,7 @@ def test_stamps_of_scenes(monkeypatch):
     assert len({*stamps(test), train.images.stamp(0), train.images.stamp(1)}) == len(test) + 2
     before = test.images.stamp(7)
     monkeypatch.setattr("vitsal.data.scenes.GLYPH_CELL", 7)  # another recipe
-    from vitsal.data.sources import _recipe
+    from vitsal.data.scenes import _recipe
 
     _recipe.cache_clear()
     assert open_data("digits", to_tensor, split="test").images.stamp(7) != before

@@ -42,7 +42,6 @@ from .sources import (
     FolderImages as FolderImages,
     HubImages as HubImages,
     Member as Member,
-    SceneImages as SceneImages,
     TarImages as TarImages,
     file_stamp as file_stamp,
     list_folder as list_folder,

@@ -19,7 +19,7 @@ from vitsal.data.labels import find_classes
 from vitsal.data.pictures import Transform, decode, to_rgb
 from vitsal.data.scenes import DigitScenes
 from vitsal.data.shards import open_shards
-from vitsal.data.sources import FolderImages, HubImages, SceneImages, TarImages, list_folder, list_tar
+from vitsal.data.sources import FolderImages, HubImages, TarImages, list_folder, list_tar
 from vitsal.errors import UserError, check_choice, printable
 
 STREAMS = ("hfids/", "wds/", "tfds/")
@@ -50,7 +50,7 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
     check_choice("split", split, SPLITS)
     if source == "digits":
         scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
-        return IndexedImages(SceneImages(scenes), transform, f"digits, {split}", len(scenes.classes))
+        return IndexedImages(scenes, transform, f"digits, {split}", len(scenes.classes))
     if source == "imagenette":
         return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
     return _open_files(source, transform, source)
