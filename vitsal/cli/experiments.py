@@ -84,7 +84,7 @@ def drop_curve(
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
     question = vs.experiments.Question(vit, choosers, dataset, tuple(ratios), limit)
     path = vs.experiments.table_for(question.about, target, output, there)
-    outcomes = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict=strict)
+    outcomes = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict, progress=True)
     if accelerator.is_main_process:
         table = vs.experiments.results_table(outcomes, target)
         vs.experiments.add_results(table, path)
