@@ -66,6 +66,7 @@ def test_the_command_line_itself_is_fine(workplace, command):
     assert (answer.code, answer.out != "") == (0, True), answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", filter(None, BAD))
 def test_bad_command_lines_are_refused(workplace, command):
     before, wrong = snapshot(workplace), []

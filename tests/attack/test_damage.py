@@ -50,6 +50,7 @@ def goes_wrong(state, folder, damaged, right):
     return "" if answer == right else "another result, and no word of it"
 
 
+@pytest.mark.slow
 def test_damaged_state_is_noticed(state, tmp_path):
     chosen, folder, right = state
     wrong = []

@@ -44,6 +44,7 @@ def refusal(name):
     return "" if 20 < len(said[0]) < 2_000 else f"a message of {len(said[0])} characters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [FORMS, OTHERS, HYBRIDS], ids=["odd", "other families", "hybrids"])
 def test_each_is_refused(names):
     wrong = [f"{name[:80]!a} -> {problem}" for name in names if (problem := refusal(name))]

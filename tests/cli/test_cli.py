@@ -279,6 +279,7 @@ def test_drop_curve_names_broken_images(folder, checkpoint, tmp_path, picture):
     assert set(pd.read_csv(tmp_path / "table.csv").n) == {9}
 
 
+@pytest.mark.slow
 def test_run_executes_notebooks_with_parameters(tmp_path):
     for number in (1, 2):
         write_notebook(

@@ -70,7 +70,7 @@ def test_dataset_interface() -> None:
     assert image.shape == (112, 112, 3)
     assert dataset.classes[label] == str(label)
     assert len(dataset) == 13
-    assert dataset.filename(12) == "digits/test/000012"
+    assert dataset.name(12) == "digits/test/000012"
     assert DigitScenes("test", 1)[0][0].mode == "RGB"
 
 

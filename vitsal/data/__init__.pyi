@@ -2,6 +2,7 @@ from .archives import open_archive as open_archive
 from .images import (
     Batch as Batch,
     IndexedImages as IndexedImages,
+    LabelledImages as LabelledImages,
     NumberedImages as NumberedImages,
     Sample as Sample,
     StreamedImages as StreamedImages,
@@ -43,7 +44,6 @@ from .sources import (
     FolderImages as FolderImages,
     HubImages as HubImages,
     Member as Member,
-    SceneImages as SceneImages,
     TarImages as TarImages,
     file_stamp as file_stamp,
     list_folder as list_folder,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,11 +36,6 @@ class Batch:
     names: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def num_samples(self) -> int:
-        """How many samples of the data set this batch accounts for, skipped ones included."""
-        return len(self.names) + len(self.skipped)
-
 
 class NumberedImages(Protocol):
     """Where images are read from by number, not yet transformed."""
@@ -58,6 +52,7 @@ class NumberedImages(Protocol):
         """What tells its content and label from what may stand in its place another day, such as a file's time."""
 
 
+@dataclass(eq=False, repr=False)
 class IndexedImages(Dataset):
     """Images of a source with a length: a folder, a tar file, a Hugging Face data set, or the embedded scenes.
 
@@ -70,19 +65,13 @@ class IndexedImages(Dataset):
         unclear: why the labels of some samples cannot be told; "" where all can.
     """
 
+    images: NumberedImages
+    transform: Transform
+    source: str = ""
+    num_classes: int | None = None
+    folders: tuple[str, ...] = ()
+    unclear: str = ""
     streamed = False
-
-    def __init__(
-        self,
-        images: NumberedImages,
-        transform: Transform,
-        source: str = "",
-        num_classes: int | None = None,
-        folders: tuple[str, ...] = (),
-        unclear: str = "",
-    ) -> None:
-        self.images, self.transform, self.source = images, transform, source
-        self.num_classes, self.folders, self.unclear = num_classes, folders, unclear
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,6 +114,7 @@ class IndexedImages(Dataset):
         return _short_hash([describe_transform(self.transform), *keys.values()], 12)
 
 
+@dataclass(eq=False, repr=False)
 class StreamedImages(IterableDataset):
     """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets.
 
@@ -140,25 +130,17 @@ class StreamedImages(IterableDataset):
         num_classes: how many classes the labels are of, where that is known.
     """
 
-    streamed = True
-    folders, unclear = (), ""  # a stream's labels come with it
-
-    def __init__(
-        self,
-        dataset: IterableDataset,
-        source: str = "",
-        first: int = 0,
-        last: int | None = None,
-        stamp: str = "",
-        transform: Transform | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        self.dataset, self.source, self.first, self.last = dataset, source, first, last
-        self.stamp, self.transform, self.num_classes = stamp, transform, num_classes
+    dataset: IterableDataset
+    source: str = ""
+    first: int = 0
+    last: int | None = None
+    stamp: str = ""
+    transform: Transform | None = None
+    num_classes: int | None = None
+    streamed, folders, unclear = True, (), ""  # a stream's labels come with it
 
     def __iter__(self) -> Iterator[Sample]:
-        numbered = enumerate(self.dataset)
-        for index, (image, label) in islice(numbered, self.first, self.last):
+        for index, (image, label) in islice(enumerate(self.dataset), self.first, self.last):
             yield Sample(index, image, int(label))
 
     def name(self, index: int) -> str:
@@ -175,9 +157,7 @@ class StreamedImages(IterableDataset):
 
     def part(self, numbers: slice) -> StreamedImages:
         """These samples; those before are read, and passed over."""
-        part = copy(self)
-        part.first, part.last = numbers.start, numbers.stop
-        return part
+        return replace(self, first=numbers.start, last=numbers.stop)
 
     @property
     def place(self) -> str:
@@ -192,8 +172,11 @@ class StreamedImages(IterableDataset):
         return f"stream of {self.source} {_short_hash([self.stamp, describe_transform(self.transform)])}"
 
 
+LabelledImages = IndexedImages | StreamedImages  # as `open_data` returns them
+
+
 def batches(
-    dataset: IndexedImages | StreamedImages,
+    dataset: LabelledImages,
     batch_size: int = 32,
     *,
     first: int = 0,
@@ -218,7 +201,7 @@ def batches(
 
 
 def image_loader(
-    dataset: IndexedImages | StreamedImages, numbers: Sequence[int] | slice, batch_size: int, num_workers: int = 0
+    dataset: LabelledImages, numbers: Sequence[int] | slice, batch_size: int, num_workers: int = 0
 ) -> DataLoader:
     """Batches that accelerate can share out among processes.
 

@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
-from vitsal.data.images import IndexedImages, StreamedImages
+from vitsal.data.images import LabelledImages
 from vitsal.errors import UserError, printable
 
 IMAGENET_CLASSES = 1_000
@@ -80,7 +80,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def check_classes(dataset: IndexedImages | StreamedImages, target: nn.Module) -> None:
+def check_classes(dataset: LabelledImages, target: nn.Module) -> None:
     """Refuse data whose classes cannot be the target's; say so where they are its own by nothing but their order.
 
     Streams, whose number of classes nobody knows beforehand, pass; their labels are looked at one by one.

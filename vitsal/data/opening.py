@@ -15,12 +15,12 @@ from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import IterableDataset
 
 from vitsal.choices import SPLITS
-from vitsal.data.images import IndexedImages, StreamedImages
+from vitsal.data.images import IndexedImages, LabelledImages, StreamedImages
 from vitsal.data.labels import find_classes
 from vitsal.data.pictures import Transform, decode, to_rgb
 from vitsal.data.scenes import DigitScenes
 from vitsal.data.shards import open_shards
-from vitsal.data.sources import FolderImages, HubImages, SceneImages, TarImages, list_folder, list_tar
+from vitsal.data.sources import FolderImages, HubImages, TarImages, list_folder, list_tar
 from vitsal.errors import UserError, printable
 from vitsal.jobs.paths import check_data
 
@@ -29,7 +29,7 @@ DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
 
-def open_data(source: str, transform: Transform, *, split: str = "validation") -> IndexedImages | StreamedImages:
+def open_data(source: str, transform: Transform, *, split: str = "validation") -> LabelledImages:
     """Open a data set.
 
     Args:
@@ -51,7 +51,7 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
         return _open_hub(source, transform, split)
     if source == "digits":
         scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
-        return IndexedImages(SceneImages(scenes), transform, f"digits, {split}", len(scenes.classes))
+        return IndexedImages(scenes, transform, f"digits, {split}", len(scenes.classes))
     if source == "imagenette":
         return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
     return _open_files(source, transform, source)

@@ -9,6 +9,7 @@ Nothing is downloaded.
 Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``digit_rows``.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -234,6 +235,8 @@ class DigitScenes(torch.utils.data.Dataset):
         image = Image.fromarray(scene.image)
         return (self.transform(image) if self.transform else image), scene.label
 
+    read = __getitem__
+
     def scene(self, index: int) -> Scene:
         """Everything known about a scene; IndexError outside 0 .. len - 1."""
         if not 0 <= index < self.size:
@@ -244,6 +247,17 @@ class DigitScenes(torch.utils.data.Dataset):
         """Pixels of the digit's ink, (112, 112) bool; IndexError outside 0 .. len - 1."""
         return self.scene(index).mask
 
-    def filename(self, index: int) -> str:
+    def name(self, index: int) -> str:
         """A name for listings, such as "digits/test/000012"."""
         return f"digits/{self.split}/{index:06d}"
+
+    def stamp(self, index: int) -> str:
+        """Seed and number, and a hash that tells another recipe, or other photographs, apart."""
+        return f"{self.seed} {index} {_recipe(self.split, self.seed)}"
+
+
+@cache
+def _recipe(split: str, seed: int) -> str:
+    """A hash of the first three scenes."""
+    pixels = b"".join(make_scene(split, seed, index).image.tobytes() for index in range(3))
+    return hashlib.sha256(pixels).hexdigest()[:12]

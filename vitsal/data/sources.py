@@ -1,26 +1,20 @@
-"""Images that can be read by number: of folders, tar files, Hugging Face data sets, and the embedded scenes.
-
-Each is what `vitsal.data.images.NumberedImages` says.
-"""
+"""Images that can be read by number, as `NumberedImages` says: of folders, tar files and Hugging Face data sets."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from timm.data.readers import get_img_extensions
 from timm.utils.misc import natural_key
 
 from vitsal.data.archives import open_archive
 from vitsal.data.labels import is_hidden
-from vitsal.data.scenes import DigitScenes
 from vitsal.errors import printable
 
 
@@ -170,33 +164,3 @@ class HubImages:
     def stamp(self, index: int) -> str:
         """What Hugging Face tells data sets apart by, and the row."""
         return f"{self.table._fingerprint} {index}"
-
-
-@dataclass(frozen=True)
-class SceneImages:
-    """The embedded scenes."""
-
-    scenes: DigitScenes
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """The scene and its digit."""
-        return self.scenes[index]
-
-    def name(self, index: int) -> str:
-        """Split and number."""
-        return self.scenes.filename(index)
-
-    def stamp(self, index: int) -> str:
-        """Seed and number, and a hash that tells another recipe, or other photographs, apart."""
-        return f"{self.scenes.seed} {index} {_recipe(self.scenes.split, self.scenes.seed)}"
-
-
-@cache
-def _recipe(split: str, seed: int) -> str:
-    """A hash of the first three scenes."""
-    scenes = DigitScenes(split, 3, seed)
-    pixels = b"".join(scenes[index][0].tobytes() for index in range(len(scenes)))
-    return hashlib.sha256(pixels).hexdigest()[:12]

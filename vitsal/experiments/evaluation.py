@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from vitsal.data.images import IndexedImages, StreamedImages, image_loader
+from vitsal.data.images import LabelledImages, image_loader
 from vitsal.data.labels import check_labels
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
@@ -31,7 +31,7 @@ from vitsal.reduction.keep import top_k_patches
 def drop_curve(
     target: nn.Module,
     guides: Mapping[str, Guide],
-    dataset: IndexedImages | StreamedImages,
+    dataset: LabelledImages,
     keep_ratios: Sequence[float],
     *,
     limit: int | None = None,
@@ -66,24 +66,19 @@ def drop_curve(
             image that is replaced during the work.
     """
     question = Question(target, guides, dataset, tuple(keep_ratios), limit)
-    return answer(question, folder, batch_size, num_workers, strict=strict, progress=progress)
+    return answer(question, folder, batch_size, num_workers, strict, progress)
 
 
 def answer(
-    question: Question,
-    folder: str | Path | None = None,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    *,
-    strict: bool = False,
-    progress: bool = True,
+    question: Question, folder: str | Path | None, batch_size: int, num_workers: int, strict: bool, progress: bool
 ) -> Outcomes:
     """Answer a question: `drop_curve`, for whoever must know first what its results will be about; see there."""
     accelerator = make_accelerator()
     leads = accelerator.is_main_process  # the journal is its business alone
     names = _same_on_all({guide_id: name for name, guide_id in question.guide_ids.items()})
     work = _Work(question, names, accelerator, batch_size, num_workers, strict)
-    journal = _journal(question, folder) if leads else Journal()
+    path = None if folder is None else journal_file(folder, question.subject)
+    journal = Journal(path, question.subject, question.keys) if leads else Journal()
     schedule = Schedule(question, journal)
     parts = _same_on_all(schedule.parts() if leads else [])
     with schedule.progress_bar(parts, progress and leads) as bar:
@@ -100,12 +95,6 @@ def answer(
     if leads:
         warn_of_skipped(outcomes.skipped)
     return outcomes
-
-
-def _journal(question: Question, folder: str | Path | None) -> Journal:
-    """What is known of the samples that are asked about, in memory, or from a file in `folder`."""
-    path = None if folder is None else journal_file(folder, question.subject)
-    return Journal(path, question.subject, question.keys)
 
 
 def _same_on_all(value: Any) -> Any:

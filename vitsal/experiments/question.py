@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import vitsal
-from vitsal.data.images import IndexedImages, StreamedImages, describe_transform
+from vitsal.data.images import LabelledImages, describe_transform
 from vitsal.data.labels import check_classes
 from vitsal.errors import UserError, check_number
 from vitsal.experiments.journal import Cell, Row
@@ -39,7 +39,7 @@ class Question:
 
     target: nn.Module
     guides: Mapping[str, Guide]
-    dataset: IndexedImages | StreamedImages
+    dataset: LabelledImages
     keep_ratios: tuple[float, ...]
     limit: int | None = None
 

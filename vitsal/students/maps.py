@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.images import Batch, LabelledImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.jobs.files import check_folder, read_json, write_whole
@@ -69,7 +69,7 @@ class MapSettings:
 
 def cache_maps(
     teacher: Teacher,
-    dataset: IndexedImages | StreamedImages,
+    dataset: LabelledImages,
     folder: str | Path,
     settings: MapSettings,
     *,
@@ -113,20 +113,18 @@ def cache_maps(
     warn_of_skipped(skipped)
 
 
-def describe_maps(teacher: Teacher, dataset: IndexedImages | StreamedImages, settings: MapSettings) -> dict[str, Any]:
+def describe_maps(teacher: Teacher, dataset: LabelledImages, settings: MapSettings) -> dict[str, Any]:
     """What cached maps are of, weights and data included."""
     data = dataset.fingerprint(dataset.keys(dataset.numbers(settings.limit)))
     return {"teacher": describe(teacher), "data": data, **asdict(settings)}
 
 
-def maps_folder(
-    root: str | Path, teacher: Teacher, dataset: IndexedImages | StreamedImages, settings: MapSettings
-) -> Path:
+def maps_folder(root: str | Path, teacher: Teacher, dataset: LabelledImages, settings: MapSettings) -> Path:
     """The folder in `root` that belongs to these maps: its name holds the hash of what they are of."""
     return Path(root, f"maps-{question_hash(describe_maps(teacher, dataset, settings))}")
 
 
-def _total(dataset: IndexedImages | StreamedImages, settings: MapSettings) -> int:
+def _total(dataset: LabelledImages, settings: MapSettings) -> int:
     total = dataset.count(settings.limit)
     if total is None:
         raise UserError("A stream does not tell how many images it has: give a limit.")
@@ -182,7 +180,7 @@ class _Source:
     for every shard would take time that grows with the square of its length.
     """
 
-    def __init__(self, dataset: IndexedImages | StreamedImages, settings: MapSettings, num_workers: int) -> None:
+    def __init__(self, dataset: LabelledImages, settings: MapSettings, num_workers: int) -> None:
         self.dataset, self.settings, self.num_workers = dataset, settings, num_workers
         self.view, self.next, self.batches = -1, 0, iter(())
 
