@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.images import IndexedImages, StreamedImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.attention import record_attention
@@ -197,27 +197,19 @@ def probe_model(
         dataset: as `open_data` returns it.
         batch_size, options: as `vitsal.data.batches` takes them.
     """
-    filters = projection_filters(model)
-    images = _Readable(batches(dataset, batch_size, **options))
-    distances, spreads = mean_attention_distance(model, images)
-    uniform = patch_distances(grid_size(model), model.patch_embed.patch_size).mean().item()
-    return Probe(distances, spreads, uniform, filters, images.count)
+    filters, seen = projection_filters(model), []
 
-
-@dataclass
-class _Readable:
-    """The images of batches, counted; at the end, those that could not be read are named."""
-
-    batches: Iterable[Batch]
-    count: int = 0
-
-    def __iter__(self) -> Iterator[Tensor]:
+    def images() -> Iterator[Tensor]:
         skipped: dict[str, str] = {}
-        for batch in self.batches:
-            self.count += len(batch.names)
-            skipped |= batch.skipped
+        for batch in batches(dataset, batch_size, **options):
+            seen.extend(batch.names)
+            skipped.update(batch.skipped)
             yield batch.images
         warn_of_skipped(skipped)
+
+    distances, spreads = mean_attention_distance(model, images())
+    uniform = patch_distances(grid_size(model), model.patch_embed.patch_size).mean().item()
+    return Probe(distances, spreads, uniform, filters, len(seen))
 
 
 def distance_table(probes: Mapping[str, Probe]) -> pd.DataFrame:

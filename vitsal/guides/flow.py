@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # whose parts are imported when they are used: most guides need none
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from tqdm import tqdm
 
@@ -62,7 +61,7 @@ def attention_flow(
             graph = flow_graph([attention[image] for attention in kept], start[image])
             source = graph.shape[0] - 1
             for column, sink in enumerate(patches):
-                flow[image, column] = maximum_flow(graph, source, sink).flow_value / UNITS
+                flow[image, column] = scipy.sparse.csgraph.maximum_flow(graph, source, sink).flow_value / UNITS
                 bar.update()
     return flow.to(start)
 
@@ -73,7 +72,7 @@ def with_residual(fused: Tensor) -> Tensor:
     return whole / whole.sum(dim=-1, keepdim=True)
 
 
-def flow_graph(attentions: Sequence[Tensor], start: Tensor) -> csr_array:
+def flow_graph(attentions: Sequence[Tensor], start: Tensor) -> scipy.sparse.csr_array:
     """The layered graph of one image, capacities in units of 1 / UNITS.
 
     Args:
@@ -100,4 +99,4 @@ def flow_graph(attentions: Sequence[Tensor], start: Tensor) -> csr_array:
     tail, head = np.concatenate(tails), np.concatenate(heads)
     units = np.rint(UNITS * np.concatenate(capacities)).astype(np.int32)
     both = np.concatenate([units, np.zeros_like(units)]), (np.r_[tail, head], np.r_[head, tail])
-    return csr_array(both, shape=(source + 1, source + 1))
+    return scipy.sparse.csr_array(both, shape=(source + 1, source + 1))
