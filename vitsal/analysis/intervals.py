@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import binomtest
 
+REPEATS = 2_000  # resamples
+Interval = tuple[float, float, float]  # a value, and the ends of its interval
+
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson 1927)."""
     interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-REPEATS = 2_000
-Interval = tuple[float, float, float]
 
 
 def bootstrap(hits: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int) -> Interval:
