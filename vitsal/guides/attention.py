@@ -170,8 +170,7 @@ class AttentionRecord:
 
     def fused(self, fuse: Callable[[Tensor], Tensor], blocks: Sequence[int] | None = None) -> list[Tensor]:
         """What `fuse` makes of the attention of these blocks, or of all."""
-        indices = range(len(self.attentions)) if blocks is None else blocks
-        return [fuse(self.attentions[index]) for index in indices]
+        return [fuse(self.attentions[index]) for index in blocks or range(len(self.attentions))]
 
     def with_gradients(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
         """Each block's attention and its gradient, L pairs of (B, H, N, N)."""
