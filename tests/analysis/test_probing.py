@@ -233,6 +233,7 @@ def test_head_maps_are_the_recorded_rows(model, images, block):
         rows = attention[:, :, prefix:, prefix:].mean(dim=2)
     found = HeadGuide(model, block)(images)
     assert_close(found, rows.unflatten(-1, grid_size(model)))
+    assert_close(HeadGuide(model, block, head=1)(images), found[:, 1])
 
 
 def test_mean_of_the_heads_is_the_last_attention(model, images):

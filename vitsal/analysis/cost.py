@@ -17,10 +17,10 @@ from tqdm import tqdm
 from vitsal.analysis.probing import attention_distances
 from vitsal.choices import PRECISIONS
 from vitsal.errors import UserError, check_choice
-from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
 from vitsal.guides.baselines import RandomGuide
+from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.factory import Guide
 from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
@@ -73,7 +73,6 @@ def rollout_cost(
     images = example_images(model, batch_size)
     rollout = RolloutGuide(model, head_fusion, discard_ratio)
     gradient = GradientRolloutGuide(model, None, discard_ratio)
-
     modules = [attention_of(model, index) for index in range(len(model.blocks))]
 
     def forward(fused: bool) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import binomtest, sem, t as student_t
 
+REPEATS = 2_000  # resamples
+Interval = tuple[float, float, float]  # a value, and the ends of its interval
+
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson 1927)."""
@@ -21,10 +24,6 @@ def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     mean, n = values.mean(axis=0), len(values)
     return mean, student_t.ppf(0.975, n - 1) * sem(values) if n > 1 else np.full_like(mean, np.nan)
-
-
-REPEATS = 2_000
-Interval = tuple[float, float, float]
 
 
 def bootstrap(hits: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int) -> Interval:

@@ -120,9 +120,9 @@ class AttentionPass:
             self.model(self.images)
         return fused
 
-    def weighed(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
+    def with_gradients(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
         """Each block's attention and the gradient of a class's logit to it, see `AttentionRecord.gradients`."""
-        return AttentionRecord(self.model, self.images, reusable=False).weighed(category_index)
+        return AttentionRecord(self.model, self.images, reusable=False).with_gradients(category_index)
 
 
 class AttentionRecord:
@@ -170,10 +170,9 @@ class AttentionRecord:
 
     def fused(self, fuse: Callable[[Tensor], Tensor], blocks: Sequence[int] | None = None) -> list[Tensor]:
         """What `fuse` makes of the attention of these blocks, or of all."""
-        indices = range(len(self.attentions)) if blocks is None else blocks
-        return [fuse(self.attentions[index]) for index in indices]
+        return [fuse(self.attentions[index]) for index in blocks or range(len(self.attentions))]
 
-    def weighed(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
+    def with_gradients(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
         """Each block's attention and its gradient, L pairs of (B, H, N, N)."""
         return list(zip(self.attentions, self.gradients(category_index), strict=True))
 

@@ -158,7 +158,7 @@ class GradientRolloutGuide(ModelGuide):
         check_category(self.model, self.category_index)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = [fuse_gradient(*pair) for pair in record.weighed(self.category_index)]
+        fused = [fuse_gradient(*pair) for pair in record.with_gradients(self.category_index)]
         return attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
 
 
@@ -180,7 +180,7 @@ class GradientAttentionGuide(ModelGuide):
         check_category(self.model, self.category_index)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = [fuse_positive_gradient(*pair) for pair in record.weighed(self.category_index)]
+        fused = [fuse_positive_gradient(*pair) for pair in record.with_gradients(self.category_index)]
         return attention_relevance(fused, **_tokens(self.model))
 
 

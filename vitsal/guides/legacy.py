@@ -64,7 +64,7 @@ class LegacyGradientRolloutGuide(ModelGuide):
         _check_legacy(self.model)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        attentions, gradients = zip(*record.weighed(self.category_index), strict=True)
+        attentions, gradients = zip(*record.with_gradients(self.category_index), strict=True)
         return legacy_gradient_rollout(attentions, gradients, discard_ratio=self.discard_ratio)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -19,10 +21,23 @@ def scale_map(saliency: Tensor | np.ndarray) -> np.ndarray:
 
 
 def overlay(pixels: np.ndarray, saliency: Tensor | np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Lay a saliency map, scaled and enlarged, over its image: (H, W, 3) and (gh, gw) -> (H, W, 3) in [0, 1]."""
+    """Lay a saliency map, scaled and enlarged, over its image: (H, W, 3) and (gh, gw) -> (H, W, 3).
+
+    Pixels in uint8 give uint8, to the nearest level; all others are in [0, 1], and so is what they give.
+    """
+    whole = pixels.dtype == np.uint8
     scaled = torch.from_numpy(scale_map(saliency))[None, None]
-    large = F.interpolate(scaled, pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
-    return (1 - strength) * pixels + strength * plt.get_cmap(HEAT_MAP)(large)[..., :3]
+    large = F.interpolate(scaled, pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    heat = _heat(strength, whole)[(256 * large).clamp(0, 255).to(torch.uint8).numpy()]
+    heat += (np.float32(1 - strength) if whole else 1 - strength) * pixels
+    return heat.astype(np.uint8) if whole else heat
+
+
+@cache
+def _heat(strength: float, whole: bool) -> np.ndarray:
+    """The heat map's 256 colours, ready to be added, (256, 3); to whole numbers, with one half, which rounds."""
+    colours = plt.get_cmap(HEAT_MAP)(np.arange(256))[:, :3]
+    return (255 * strength * colours + 0.5).astype(np.float32) if whole else strength * colours
 
 
 def hide_dropped(pixels: np.ndarray, keep: Tensor, grid_size: tuple[int, int], shade: float = 0.85) -> np.ndarray:

@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitsal.data.pictures import Transform
 from vitsal.guides.factory import Guide
 from vitsal.models.tokens import input_size
-from vitsal.pictures.overlays import HEAT_MAP, scale_map
+from vitsal.pictures.overlays import overlay
 
 
 @dataclass(frozen=True)
@@ -91,22 +89,7 @@ def _draw_column(
     if column.guide is None:
         return [np.stack(small)]
     panels = column.maps(frames).unbind(1)
-    return [np.stack([_blend(*pair, strength) for pair in zip(small, maps, strict=True)]) for maps in panels]
-
-
-def _blend(picture: np.ndarray, saliency: Tensor, strength: float) -> np.ndarray:
-    """As `vitsal.pictures.overlay`, to the nearest of 256 levels, and several times faster."""
-    scaled = torch.from_numpy(scale_map(saliency))[None, None]
-    large = F.interpolate(scaled, picture.shape[:2], mode="bilinear", align_corners=False)[0, 0]
-    heat = _heat(strength)[(256 * large).clamp(0, 255).to(torch.uint8).numpy()]
-    heat += np.float32(1 - strength) * picture
-    return heat.astype(np.uint8)
-
-
-@cache
-def _heat(strength: float) -> np.ndarray:
-    """The heat map's 256 colours, ready to be added: (256, 3), and one half, which rounds."""
-    return (255 * strength * plt.get_cmap(HEAT_MAP)(np.arange(256))[:, :3] + 0.5).astype(np.float32)
+    return [np.stack([overlay(*pair, strength) for pair in zip(small, maps, strict=True)]) for maps in panels]
 
 
 def _with_name(pictures: np.ndarray, name: str) -> np.ndarray:
