@@ -522,6 +522,7 @@ def test_recipes_are_listed_with_what_they_need():
     assert "embedded" in succeed("recipes", "embedded")
 
 
+@pytest.mark.slow
 def test_all_recipes(monkeypatch):
     monkeypatch.setattr("vitsal.course.measure_speed", lambda device: 1e12)
     lines = succeed("recipes").splitlines()
@@ -535,6 +536,7 @@ def test_unknown_recipe(fail):
     assert "Unknown recipe 'base_16'. Did you mean 'base16'" in fail("recipes", "base_16")
 
 
+@pytest.mark.slow
 def test_pipeline_benchmark():
     options = ["--model", "vit_tiny_patch16_224", "--batch-size", 1, "--repeats", 1]
     shown = succeed("benchmark", "pipeline", "--keep", "0.5", *options)
