@@ -38,6 +38,7 @@ def attack(make, command):
     return f"{shown(words)} -> {problem}" if problem else ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
 def test_nothing_is_executed(source, tmp_path, monkeypatch):
     wrong = []

@@ -54,6 +54,7 @@ def test_each_is_looked_at_or_refused(folder):
     assert not wrong, f"{len(wrong)} pictures:\n" + "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_a_folder_of_them_is_explained(folder, tmp_path):
     """All of them on one sheet would be slow: those whose names are odd, with what is no file, and the good one."""
     photos = tmp_path / "photos"

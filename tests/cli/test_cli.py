@@ -67,6 +67,7 @@ def succeed(*arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -110,6 +111,7 @@ def test_explain_draws_what_was_asked_for(picture, checkpoint, tmp_path):
     assert len(set(seen.values())) == 4
 
 
+@pytest.mark.slow
 def test_a_folder_gives_a_contact_sheet(folder, checkpoint, tmp_path):
     for number in range(3):
         noise_image(tmp_path / "photos" / f"{number}.png", seed=number, size=(112, 112))
@@ -244,6 +246,7 @@ def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide
     assert str(output) in shown
 
 
+@pytest.mark.slow
 def test_drop_curve_with_another_guide_model_and_batch_size(folder, checkpoint, tmp_path):
     options = ["--guide-model", "vitsal_digits_target", "--guide-checkpoint", tmp_path / "guide.safetensors"]
     save_file(randomise(load_model("vitsal_digits_target", pretrained=False)).state_dict(), options[-1])
@@ -571,6 +574,7 @@ def test_bad_video(fail, tmp_path):
     assert "Unknown method 'rolout'" in fail("video", "gone.mp4", "out.mp4", "--method", "rolout")
 
 
+@pytest.mark.slow
 def test_probe_writes_a_table_and_a_figure(tmp_path):
     """The table's means are those of the module, over the same images."""
     options = ["--data", "digits", "--split", "test", "--limit", 6, "--batch-size", 4, "--device", "cpu"]

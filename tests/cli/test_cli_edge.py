@@ -405,6 +405,7 @@ def test_an_option_that_one_of_several_guides_takes(fail):
     assert "There is no data at 'gone'" in fail(*DROP, *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a$b$c", "$\\frac$", "$x_{", "$$", "\\$a$", "a^b_c"])
 def test_names_are_no_mathematics(tmp_path, name):
     """Typeset as mathematics `$\\frac$` is an error, and `a$b$c` loses its dollar signs."""
@@ -427,6 +428,7 @@ def test_a_name_that_is_no_text(tmp_path, capsys, monkeypatch):
         assert r">\udcff\n\x1b[31m</text>" in (tmp_path / "out.svg").read_text()
 
 
+@pytest.mark.slow
 def test_probe_names_and_counts(tmp_path):
     """Of four images one is no image."""
     for number in range(4):

@@ -87,6 +87,7 @@ def test_drop_curve_with_the_student_as_guide(trained, tmp_path):
     assert best > other  # at a fifth of the patches
 
 
+@pytest.mark.slow
 def test_drop_curve_with_several_students(trained, tmp_path):
     """Beside random and rollout, each is told the share of the gap that it recovers."""
     names = f"{trained[0]}, digits-convnet-rollout"
@@ -104,6 +105,7 @@ def test_drop_curve_with_several_students(trained, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_options_reach_the_student(trained, tmp_path):
     options = {"architecture": "transformer", "loss": "rank", "seed": 3, "accumulate": 2, "cell": 4, "epochs": 1}
     options |= {"method": "grad-rollout", "category_index": 3, "discard_ratio": 0.5, "views": 2, "limit": 20}
@@ -213,6 +215,7 @@ def test_empty_folder(fail, tmp_path):
     assert "empty holds no images" in fail(train_student(tmp_path / "s", tmp_path / "maps", data=tmp_path / "empty"))
 
 
+@pytest.mark.slow
 def test_folders_that_hold_something_else(fail, trained, tmp_path):
     output, maps, _ = trained
     assert "holds another training (recipe: " in fail(train_student(output, maps, epochs=5))

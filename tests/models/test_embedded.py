@@ -93,6 +93,7 @@ def test_training_goes_on_after_a_kill_as_if_nothing_happened(tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.part*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("method", TEACHERS)
 def test_embedded_students_find_the_digit(architecture: str, method: str) -> None:

@@ -164,6 +164,7 @@ def test_narrower_film(tmp_path, columns):
     assert frames_of(tmp_path / "b.mp4")[0].shape == (3, 26, 68, 3)
 
 
+@pytest.mark.slow
 def test_gif_for_slides(tmp_path, columns):
     source = write_film(tmp_path / "a.mp4", 31, size=(240, 320), rate=30)
     draw_on_video(source, tmp_path / "b.gif", columns, names=False, progress=False)

@@ -189,6 +189,7 @@ def test_finished_training_trains_nothing(maps, undisturbed):
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "epochs", "best"), [(None, 5, 3), (2, 5, 3), (1, 3, 1)], ids=["never", "late", "at once"]
 )
@@ -245,6 +246,7 @@ def test_gradients_are_clipped_to_a_norm_of_1(maps, tmp_path, monkeypatch):
     assert norms == pytest.approx([1.0] * 4, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSS_FUNCTIONS)
 def test_every_loss_teaches(maps, tmp_path, loss):
     history = train(maps, tmp_path, replace(RECIPE, loss=loss, epochs=3))
@@ -427,6 +429,7 @@ def test_training_goes_on_with_no_other_student(maps, undisturbed, options, said
         train(maps, undisturbed[2], student=new(**options))
 
 
+@pytest.mark.slow
 def test_other_starting_weights_are_another_training(maps, tmp_path, monkeypatch):
     """timm's hub stands still: what would be fetched is made here, twice."""
     plain = timm.create_model

@@ -429,6 +429,7 @@ def test_two_processes_make_the_same_files_as_one(model, dataset, whole, tmp_pat
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.slow
 def test_teacher_is_asked_about_each_view_itself(model, dataset, tmp_path, monkeypatch):
     drawn, draw = [], maps.random_views
     monkeypatch.setattr(maps, "random_views", lambda *options: drawn.append(draw(*options)) or drawn[-1])
