@@ -177,6 +177,7 @@ def guides_of(model):
     return {"random": RandomGuide(grid_size(model)), "rollout": RolloutGuide(model), "center": CenterGuide((4, 4))}
 
 
+@pytest.mark.slow
 def test_each_image_for_itself(tiny_vit, folder):
     """Neither the batch, nor the other guides and metrics, nor numpy's state change a value; nothing is left behind."""
     before, state = traces(tiny_vit), np.random.get_state()[1].copy()  # noqa: NPY002

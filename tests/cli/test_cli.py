@@ -90,6 +90,7 @@ def test_explain_writes_a_picture(picture, checkpoint, tmp_path, options):
         assert np.asarray(image).std() > 1
 
 
+@pytest.mark.slow
 def test_explain_draws_what_was_asked_for(picture, checkpoint, tmp_path):
     """Other options, other pictures; a category index asks for gradient rollout."""
     seen = {}

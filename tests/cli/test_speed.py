@@ -76,6 +76,7 @@ def fresh(script, folder, **options):
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_help_and_refusals_come_without_torch(tmp_path):
     """All of them in one Python, each of which must have imported nothing that takes long."""
     save_image(tmp_path / "photo.png")
@@ -96,6 +97,7 @@ def test_the_package_is_imported_without_torch(tmp_path):
     assert shown == "[]\n"
 
 
+@pytest.mark.slow
 def test_every_promised_name_can_be_imported(tmp_path):
     """lazy_loader's own way to find names that are promised and not there."""
     fresh("import vitsal", tmp_path, environment={"EAGER_IMPORT": "1"})

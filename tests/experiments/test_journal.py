@@ -191,6 +191,7 @@ def test_one_flipped_bit_anywhere(tmp_path_factory, bit):
     assert len(known(journal)) >= 2 * 30  # a line, or two that became one
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(parts=st.lists(st.tuples(st.sets(st.integers(0, 6_000), min_size=1, max_size=8), st.booleans()), max_size=12))
 def test_any_samples_in_any_order_are_found_again(tmp_path_factory, parts):

@@ -82,6 +82,7 @@ def test_interval_is_that_of_resampled_images():
     assert (low, high) == pytest.approx(tuple(np.percentile(shares, [2.5, 97.5])), abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_million_images_need_no_memory():
     rng = np.random.default_rng(0)
     theirs = rng.random(1_000_000) < 0.5

@@ -124,6 +124,7 @@ TRAINING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [{}, TRAINING], ids=["released", "saved by the training code"])
 def test_mae_as_its_authors_release_and_save_it(tmp_path, beside):
     """The released file holds {"model": ...} alone; their training code puts its arguments and its state beside it."""

@@ -94,6 +94,7 @@ def divergence_by_hand(logits, saliency):
     return torch.special.xlogy(shares, shares).sub(shares * predicted).sum(dim=1).mean().item()
 
 
+@pytest.mark.slow
 def test_student_learns_more_than_where_digits_mostly_are(maps, undisturbed):
     _, history, _ = undisturbed
     _, saliency = validation(maps)
@@ -206,6 +207,7 @@ def test_patience_and_best_student(maps, tmp_path, monkeypatch, patience, epochs
     assert_same_weights(load_student(tmp_path), states[best])
 
 
+@pytest.mark.slow
 def test_accumulated_parts_learn_like_the_whole_batch(maps, tmp_path):
     """A transformer has no batch norm, and nothing is drawn: two halves have the gradient of the whole."""
     histories = []
