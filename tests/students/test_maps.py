@@ -124,7 +124,7 @@ def test_equal_the_teacher_asked_directly(model, dataset, tmp_path, teacher):
 
 
 def test_map_without_anything_stays_so(model, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(RolloutGuide, "_saliency", lambda self, images: torch.zeros(len(images), 16))
+    monkeypatch.setattr(RolloutGuide, "_saliency", lambda self, record: torch.zeros(len(record.images), 16))
     run(model, dataset, tmp_path, replace(SETTINGS, limit=2))
     assert [saliency.abs().max().item() for _, saliency in CachedMaps(tmp_path)] == [0, 0]
 
@@ -247,9 +247,9 @@ def test_damaged_settings_are_refused(model, dataset, whole, tmp_path, content):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_map_that_is_not_finite_is_refused_at_once(model, dataset, tmp_path, monkeypatch, value):
-    def broken(self, images):
-        maps = torch.ones(len(images), 16)
-        maps[len(images) // 2, 3] = value
+    def broken(self, record):
+        maps = torch.ones(len(record.images), 16)
+        maps[len(maps) // 2, 3] = value
         return maps
 
     monkeypatch.setattr(RolloutGuide, "_saliency", broken)
@@ -388,8 +388,8 @@ def test_only_broken_images(model, dataset, folder, tmp_path):
 class FreeGuide(CountingGuide):
     """A teacher that costs next to nothing: how bright each patch is."""
 
-    def _saliency(self, images):
-        return images.mean(dim=1).unflatten(1, (4, 16)).unflatten(3, (4, 16)).mean(dim=(2, 4)).flatten(1) + 2
+    def _saliency(self, record):
+        return record.images.mean(dim=1).unflatten(1, (4, 16)).unflatten(3, (4, 16)).mean(dim=(2, 4)).flatten(1) + 2
 
 
 @pytest.mark.slow
