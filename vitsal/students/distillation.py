@@ -152,10 +152,7 @@ class _Training:
         optimizer = create_optimizer_v2(student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         part = min(recipe.batch_size, len(train)) // recipe.accumulate
         self.model, self.optimizer, self.train, self.validation = accelerator.prepare(
-            student,
-            optimizer,
-            DataLoader(train, part, shuffle=True, drop_last=True),
-            DataLoader(validation, part),
+            student, optimizer, DataLoader(train, part, shuffle=True, drop_last=True), DataLoader(validation, part)
         )
         self.steps = len(self.train) // recipe.accumulate  # optimizer steps in an epoch
         self.started = time.monotonic()

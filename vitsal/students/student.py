@@ -157,12 +157,7 @@ def _check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 def new_student(
-    architecture: str,
-    grid_size: Sequence[int],
-    *,
-    pretrained: bool = False,
-    seed: int | None = None,
-    **options: Any,
+    architecture: str, grid_size: Sequence[int], *, pretrained: bool = False, seed: int | None = None, **options: Any
 ) -> Student:
     """A student before its first lesson: random weights, or, with `pretrained`, a timm model's from its hub.
 
