@@ -62,15 +62,9 @@ def teach(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
 ) -> pd.DataFrame:
-    """Cache a teacher's maps, each process its share, and train a student on them; see `cache_maps` and `distill`.
+    """Cache a teacher's maps, each process its share, and train a student on them: `cache_maps`, and then `distill`.
 
-    Args:
-        student, output, recipe, accelerator: as `distill` takes them.
-        teacher, dataset, settings, num_workers: as `cache_maps` takes them.
-        maps: folder for the maps; one in `runs` that belongs to them by default.
-
-    Returns:
-        The history of the training.
+    The maps' folder is by default one in `runs` that belongs to them. Returns the history of the training.
     """
     accelerator = accelerator or accelerator_for(recipe)
     maps = maps or maps_folder("runs", teacher, dataset, settings)
@@ -115,7 +109,7 @@ def distill(
     """
     training = _Training(student, Path(maps), Path(output), recipe, accelerator or accelerator_for(recipe))
     with training.alone():
-        training.resume()
+        training.history = training.checkpoints.load()
         if training.epochs_done:
             on_epoch(training.history)
         with training.progress_bar(progress) as bar:
@@ -179,6 +173,7 @@ class _Training:
         """One pass over the training split; its mean loss goes to `self.mean_loss`."""
         self.model.train()
         self.train.set_epoch(self.epochs_done)
+        validated = f", validation kl {self.history.kl.iloc[-1]:.3f}" if self.epochs_done else ""
         losses = []
         for part, (images, maps) in enumerate(self.train):
             if part >= self.steps * self.recipe.accumulate:
@@ -191,7 +186,7 @@ class _Training:
                 self._check_finite(loss, "loss", step)
                 self._update(loss)
             losses.append(loss.detach())
-            bar.set_postfix_str(f"loss {loss.item():.3f}{self._last_validation()}", refresh=False)
+            bar.set_postfix_str(f"loss {loss.item():.3f}{validated}", refresh=False)
             bar.update(self.accelerator.sync_gradients)
         self.mean_loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
 
@@ -247,11 +242,7 @@ class _Training:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the output folder, where the main process writes; a second training is refused, on each process.
-
-        Raises:
-            UserError: another run holds it.
-        """
+        """Hold the output folder, where the main process writes; a second training is refused, on each process."""
         folder, refused = self.checkpoints.folder, [""]
         check_folder(folder)
         with ExitStack() as held:
@@ -265,13 +256,6 @@ class _Training:
                 raise UserError(said)
             yield
 
-    def resume(self) -> None:
-        """Go on from the output folder's checkpoint, if there is one."""
-        self.history = self.checkpoints.load()
-
-    def _last_validation(self) -> str:
-        return f", validation kl {self.history.kl.iloc[-1]:.3f}" if self.epochs_done else ""
-
 
 def _check(student: Student, train: CachedMaps, recipe: TrainingSettings, accelerator: Accelerator) -> None:
     if student.grid_size != train.grid_size:
@@ -279,8 +263,7 @@ def _check(student: Student, train: CachedMaps, recipe: TrainingSettings, accele
             f"The student's grid is {student.grid_size}, the teacher's maps are {train.grid_size}: make the "
             f"student for the grid of its teacher."
         )
-    parts = recipe.accumulate * accelerator.num_processes
-    size = min(recipe.batch_size, len(train))
+    parts, size = recipe.accumulate * accelerator.num_processes, min(recipe.batch_size, len(train))
     if size % parts:
         raise UserError(
             f"A batch of {size} images cannot be split evenly into {recipe.accumulate} parts on "

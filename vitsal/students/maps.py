@@ -97,7 +97,11 @@ def cache_maps(
     """
     folder, total = Path(folder), _total(dataset, settings)
     about = describe_maps(teacher, dataset, settings)
-    _check_settings(folder, about)
+    check_folder(folder)
+    if not (folder / SETTINGS).is_file():
+        write_whole(folder / SETTINGS, lambda part: part.write_text(json.dumps(about, indent=1)))
+    what, advice = f"{folder} holds maps made by other settings", "Name another folder, or remove it."
+    refuse_other(read_settings(folder), about, what, advice)
     claims = list(_claims(about, total))
     bar = tqdm(claims[process::num_processes], desc="teacher's maps", unit="shard", mininterval=1, disable=not progress)
     source, skipped = _Source(dataset, settings, num_workers), {}
@@ -133,16 +137,6 @@ def _total(dataset: LabelledImages, settings: MapSettings) -> int:
     return total
 
 
-def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
-    check_folder(folder)
-    path = folder / SETTINGS
-    if not path.is_file():
-        write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1)))
-    else:
-        advice = "Name another folder, or remove it."
-        refuse_other(read_settings(folder), wanted, f"{folder} holds maps made by other settings", advice)
-
-
 class Claim(NamedTuple):
     """What a shard says that it is: part of which maps (their hash), its view and first image, of so many in all."""
 
@@ -174,11 +168,7 @@ def _claims(about: Mapping[str, Any], total: int) -> Iterator[Claim]:
 
 
 class _Source:
-    """The batches of one shard after another.
-
-    Where a shard follows the one before, so do its batches: a stream can be read from its beginning only, and to do so
-    for every shard would take time that grows with the square of its length.
-    """
+    """The batches of one shard after another; a stream is not read from its beginning for each, as it is long."""
 
     def __init__(self, dataset: LabelledImages, settings: MapSettings, num_workers: int) -> None:
         self.dataset, self.settings, self.num_workers = dataset, settings, num_workers
@@ -211,20 +201,16 @@ def _compute_shard(teacher: Teacher, samples: Iterator[Batch], settings: MapSett
             seen = warp(seen, random_views(len(seen), generator))
         small = denormalize(downsample(seen, settings.image_size), teacher.model)
         images.append((255 * small).round().clamp(0, 255).to("cpu", torch.uint8))
-        maps.append(_with_mean_one(_finite(teacher(seen), batch.names)).to("cpu", torch.float16))
+        maps.append(_with_mean_one(teacher(seen), batch.names).to("cpu", torch.float16))
     if len(images) == 1 and not skipped:
         raise UserError(f"The data ended before image {claim.first}: give a limit of at most {claim.first}.")
     return Shard(claim, torch.cat(images), torch.cat(maps), skipped)
 
 
-def _finite(maps: Tensor, names: Sequence[str]) -> Tensor:
+def _with_mean_one(maps: Tensor, names: Sequence[str]) -> Tensor:
     for name, fine in zip(names, maps.isfinite().flatten(1).all(dim=1).tolist(), strict=True):
         if not fine:
             raise UserError(f"The teacher's map of {name} is not finite, so it cannot be learnt. Take another teacher.")
-    return maps
-
-
-def _with_mean_one(maps: Tensor) -> Tensor:
     return maps / maps.mean(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
@@ -242,11 +228,7 @@ def write_shard(folder: Path, shard: Shard) -> None:
 
 
 def _read_shard(path: Path, claim: Claim | None = None) -> Shard:
-    """Read a shard, its tensors memory-mapped: what is not used is not kept.
-
-    Raises:
-        _DamagedError: it is not there, it is damaged, or it claims to be something else.
-    """
+    """Read a shard, its tensors memory-mapped: what is not used is not kept; or say in a _DamagedError why not."""
     if not path.is_file():
         raise _DamagedError("missing")
     try:
@@ -275,11 +257,7 @@ def _read_or_warn(folder: Path, claim: Claim) -> Shard | None:
 
 
 def _read_all(folder: Path) -> Iterator[Shard]:
-    """All shards of the maps in a folder, in order.
-
-    Raises:
-        UserError: one is missing, damaged, or of other maps than the folder's.
-    """
+    """All shards of the maps in a folder, in order; a UserError names one that is missing, damaged, or of others."""
     path = min(folder.glob("view*-*.safetensors"), default=None)
     if path is None:
         return
@@ -313,12 +291,8 @@ class CachedMaps(Dataset):
         self.rows = self._rows(split)
 
     def _rows(self, split: str) -> list[tuple[int, int]]:
-        rows = [
-            (number, row)
-            for number, shard in enumerate(self.shards)
-            for row in range(len(shard.maps))
-            if split in ("all", _split_of(shard.claim, row))
-        ]
+        places = ((number, row) for number, shard in enumerate(self.shards) for row in range(len(shard.maps)))
+        rows = [(number, row) for number, row in places if split in ("all", _split_of(self.shards[number].claim, row))]
         if not rows:
             raise UserError(f"{self.folder} holds too few cached maps for a {split} split: {len(self.shards)} shards.")
         return rows
