@@ -27,11 +27,7 @@ ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever choose
 
 @dataclass(frozen=True)
 class Question:
-    """How well a target does on a data set that it sees reduced, for each guide and keep ratio.
-
-    Args:
-        target, guides, dataset, limit: see `vitsal.experiments.drop_curve`.
-        keep_ratios: fractions of patches kept, each in (0, 1].
+    """How well a target does on a data set that it sees reduced, for each guide and keep ratio; see `drop_curve`.
 
     Raises:
         UserError: no guide, no keep ratio, or one outside (0, 1]; a target, or a model in a guide, in training mode; a

@@ -91,10 +91,9 @@ class Checkpoints:
         """Give accelerate what it has saved, and nothing else; it unpickles plain values and tensors only."""
         there = _checksums(state)
         for name in sorted(there.keys() | checksums.keys()):
-            if name not in there:
-                raise UserError(f"{state / name} is missing. {self._advice}")
-            if there[name] != checksums.get(name):
-                raise UserError(f"{state / name} is damaged, or none of this training's. {self._advice}")
+            if there.get(name) != checksums.get(name):
+                what = "damaged, or none of this training's" if name in there else "missing"
+                raise UserError(f"{state / name} is {what}. {self._advice}")
         try:
             self.accelerator.load_state(str(state))
         except Exception as error:  # whatever accelerate and torch say of what they cannot read

@@ -87,16 +87,10 @@ def distill(
 ) -> pd.DataFrame:
     """Train a student on cached maps; killed and called again, it goes on after its last whole epoch.
 
-    The student with the lowest validation divergence so far is always in `output`, as `load_student` reads it.
-
-    Args:
-        student: as `new_student` gives it; what is trained.
-        maps: folder that `cache_maps` filled.
-        output: folder for student, history and checkpoint.
-        recipe: how to train.
-        accelerator: see `accelerator_for`, the default.
-        on_epoch: called with the history after each epoch, and at once where there are epochs to go on from.
-        progress: show a bar.
+    The student with the lowest validation divergence so far is always in the folder `output`, as `load_student` reads
+    it, beside history and checkpoint. The folder `maps` is as `cache_maps` filled it, the accelerator by default
+    `accelerator_for` the recipe. `on_epoch` is called with the history after each epoch, and at once where there are
+    epochs to go on from.
 
     Returns:
         The history, also in `output/history.csv`: one row per epoch with step, learning rate, training loss, mean
@@ -184,7 +178,11 @@ class _Training:
             with self.accelerator.accumulate(self.model):
                 loss = self.loss(self.model(pixels), wanted)
                 self._check_finite(loss, "loss", step)
-                self._update(loss)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
             losses.append(loss.detach())
             bar.set_postfix_str(f"loss {loss.item():.3f}{validated}", refresh=False)
             bar.update(self.accelerator.sync_gradients)
@@ -208,13 +206,6 @@ class _Training:
                 f"The {what} became {values.sum().item()} at step {step}, learning rate {rate:.2g}. What was learnt in "
                 f"{self.epochs_done} whole epochs is kept in {self.checkpoints.folder}; try a lower learning rate."
             )
-
-    def _update(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -243,7 +234,7 @@ class _Training:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the output folder, where the main process writes; a second training is refused, on each process."""
-        folder, refused = self.checkpoints.folder, [""]
+        folder, refused = self.checkpoints.folder, ""
         check_folder(folder)
         with ExitStack() as held:
             if self.accelerator.is_main_process:
@@ -251,8 +242,8 @@ class _Training:
                     busy = f"Another run is training in {folder}. Wait for it, or name another output."
                     held.enter_context(locked(folder, busy=busy))
                 except UserError as error:
-                    refused = [str(error)]
-            if said := broadcast_object_list(refused)[0]:
+                    refused = str(error)
+            if said := broadcast_object_list([refused])[0]:
                 raise UserError(said)
             yield
 

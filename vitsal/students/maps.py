@@ -80,16 +80,8 @@ def cache_maps(
 ) -> None:
     """Compute a teacher's maps for a data set into a folder; what is there already, and whole, is kept.
 
-    Of several processes each computes its share of the shards; whoever reads them afterwards must wait for all.
-
-    Args:
-        teacher: a guide whose maps are learnt.
-        dataset: as `open_data` returns it, with the transform of the teacher's model.
-        folder: where the shards go; made if there is none.
-        settings: what is cached.
-        num_workers: processes that decode images.
-        process, num_processes: this process's number, and how many there are.
-        progress: show a bar.
+    The data set has the transform of the teacher's model; `num_workers` processes decode its images. Of several
+    processes each, told its number, computes its share of the shards; whoever reads them afterwards must wait for all.
 
     Raises:
         UserError: no images; a stream without a limit; a map that is not finite; or the folder holds maps of another
@@ -168,7 +160,7 @@ def _claims(about: Mapping[str, Any], total: int) -> Iterator[Claim]:
 
 
 class _Source:
-    """The batches of one shard after another; a stream is not read from its beginning for each, as it is long."""
+    """Batches of shard after shard, read on from the one before: a stream begun anew for each takes quadratic time."""
 
     def __init__(self, dataset: LabelledImages, settings: MapSettings, num_workers: int) -> None:
         self.dataset, self.settings, self.num_workers = dataset, settings, num_workers
@@ -276,10 +268,7 @@ def _read_all(folder: Path) -> Iterator[Shard]:
 class CachedMaps(Dataset):
     """Cached images (3, h, w) uint8 with the teacher's maps (gh, gw) float16, memory-mapped and verified.
 
-    Args:
-        folder: as `cache_maps` filled it.
-        split: "train", "validation" or "all". Every tenth image is for validation, none of whose views are for
-            training; validation takes first views only.
+    Split "validation" is of every tenth image the first view; "train" is all views of the others; "all" is everything.
 
     Raises:
         UserError: there are no maps in the folder, or too few to have this split; or a shard is missing, damaged, or of

@@ -106,16 +106,12 @@ class TimmNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, gh, gw)."""
-        laid = [
-            fit_grid(projection(_channels_first(features, projection.in_channels)), self.grid_size)
-            for features, projection in zip(self.backbone(images), self.projections, strict=True)
-        ]
-        return self.head(F.relu(sum(laid)))[:, 0]
-
-
-def _channels_first(features: Tensor, channels: int) -> Tensor:
-    """Swin and its kin give (B, h, w, C)."""
-    return features if features.shape[1] == channels else features.movedim(-1, 1)
+        laid = 0
+        for features, projection in zip(self.backbone(images), self.projections, strict=True):
+            if features.shape[1] != projection.in_channels:  # Swin and its kin give (B, h, w, C)
+                features = features.movedim(-1, 1)
+            laid = laid + fit_grid(projection(features), self.grid_size)
+        return self.head(F.relu(laid))[:, 0]
 
 
 def make_backbone(name: str, input_size: tuple[int, int], pretrained: bool = False) -> nn.Module:

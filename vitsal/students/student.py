@@ -77,7 +77,10 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
         self.grid_size = _whole("grid_size", grid_size)
         self.input_size = _whole("input_size", input_size or [CELL * cells for cells in self.grid_size])
         (self.width,) = _whole("width", [width])
-        _check_scale(mean, std)
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+            raise UserError(
+                f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}."
+            )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.network = make_network(architecture, self.grid_size, self.input_size, width)
@@ -146,12 +149,6 @@ def _whole(what: str, numbers: Sequence[int]) -> tuple[int, ...]:
     if not fine or len(numbers) != count:
         raise UserError(f"A student's {what} must be {wanted} from 1 to {LARGEST[what]}; got {list(numbers)}.")
     return tuple(numbers)
-
-
-def _check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
-    values = [*mean, *std]
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, values)) or min(std) <= 0:
-        raise UserError(f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}.")
 
 
 def new_student(
