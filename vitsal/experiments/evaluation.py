@@ -55,8 +55,7 @@ def drop_curve(
         limit: number of samples, spread evenly over an indexed data set, the first of a stream; None takes all.
         folder: where to keep a journal of the predictions, and to go on from; in memory only by default. What any
             earlier run with this folder has computed for this target and data is not computed again.
-        batch_size: samples per batch and process.
-        num_workers: processes that decode images; see `vitsal.data.batches`.
+        batch_size, num_workers: samples per batch and process, and processes that decode images.
         strict: stop at an image that cannot be read.
         progress: show a bar.
 
@@ -104,10 +103,10 @@ def _same_on_all(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Work:
-    """What each process computes: rows of its share of the samples. `names` are those of the guides, by their ids."""
+    """What each process computes: rows of its share of the samples."""
 
     question: Question
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # of the guides, by their ids
     accelerator: Accelerator
     batch_size: int
     num_workers: int
@@ -132,12 +131,11 @@ class _Work:
         if len(batch["images"]):
             check_labels(batch["labels"][batch["readable"]], target)
             predictions = iter(predict(batch["images"].to(next(target.parameters()).device)).tolist())
-        return [
-            Row(index, name(index), label, problems[index], [UNREADABLE] * num_cells)
-            if index in problems
-            else Row(index, name(index), label, "", next(predictions))
-            for index, label in zip(batch["indices"].tolist(), batch["labels"].tolist(), strict=True)
-        ]
+        rows = []
+        for index, label in zip(batch["indices"].tolist(), batch["labels"].tolist(), strict=True):
+            classes = [UNREADABLE] * num_cells if index in problems else next(predictions)
+            rows.append(Row(index, name(index), label, problems.get(index, ""), classes))
+        return rows
 
     @torch.inference_mode()
     def predict(self, images: Tensor, cells: Sequence[Cell]) -> Tensor:
@@ -150,8 +148,13 @@ class _Work:
         saliency = {guide_id: self._ask(guide_id, images) for guide_id in sorted({guide_id for guide_id, _ in cells})}
         with embed_once(target, images):
             for guide_id, ratio in cells:
-                logits = _reduced_logits(target, images, saliency[guide_id], ratio)
-                _check_finite(logits)
+                seen = saliency[guide_id]  # reduced by dropping patches; without a map it sees all of them
+                logits = target(images) if seen is None else forward_kept(target, images, top_k_patches(seen, ratio))
+                if bad := int((~logits.isfinite()).any(dim=1).sum()):
+                    raise UserError(
+                        f"The target's answers are not finite for {bad} of {len(logits)} images: its weights are "
+                        "damaged, or the precision does not suffice."
+                    )
                 predictions.append(logits.argmax(dim=1))
         return torch.stack(predictions, dim=1)
 
@@ -165,19 +168,3 @@ class _Work:
         if tuple(saliency.shape) != wanted:
             raise UserError(f"The guide {name!r} gives maps {tuple(saliency.shape)} where the target has {wanted}.")
         return saliency
-
-
-def _reduced_logits(target: nn.Module, images: Tensor, saliency: Tensor | None, keep_ratio: float) -> Tensor:
-    """What the target says of images that it sees reduced, here by dropping patches; without a map, of all of them."""
-    if saliency is None:
-        return target(images)
-    return forward_kept(target, images, top_k_patches(saliency, keep_ratio))
-
-
-def _check_finite(logits: Tensor) -> None:
-    if not logits.isfinite().all():
-        bad = int((~logits.isfinite()).any(dim=1).sum())
-        raise UserError(
-            f"The target's answers are not finite for {bad} of {len(logits)} images: its weights are damaged, or the "
-            "precision does not suffice."
-        )

@@ -12,6 +12,8 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,14 +53,11 @@ class Journal:
     """
 
     def __init__(
-        self,
-        path: Path | None = None,
-        subject: Mapping[str, Any] | None = None,
-        keys: Mapping[int, str] | None = None,
+        self, path: Path | None = None, subject: Mapping[str, Any] | None = None, keys: Mapping[int, str] | None = None
     ) -> None:
         self.path, self.subject = path, dict(subject or {})
-        self.keys, self.numbers = keys, None if keys is None else {key: index for index, key in keys.items()}
-        if keys is not None and len(self.numbers) < len(keys):
+        self.keys, self.numbers = keys, {key: index for index, key in (keys or {}).items()}
+        if len(self.numbers) < len(keys or {}):
             raise UserError("Two samples of the data have one name and one content; leave one out, or name them apart.")
         self.names: dict[int, str] = {}
         self.labels: dict[int, int] = {}
@@ -77,9 +76,10 @@ class Journal:
 
     def add(self, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         """Take samples with a class for each of these cells; a sample that is there already is the same again."""
-        good = [[self._key(row.index), *row[1:]] for row in rows if UNREADABLE not in row.classes]
-        if good:
-            self._append({"cells": list(cells), "rows": good})
+        readable = [row for row in rows if UNREADABLE not in row.classes]
+        if readable:
+            keyed = [[row.index if self.keys is None else self.keys[row.index], *row[1:]] for row in readable]
+            self._append({"cells": list(cells), "rows": keyed})
         self._note(rows, cells)
 
     def end(self) -> None:
@@ -94,12 +94,9 @@ class Journal:
             return []
         known = np.stack([self._column(cell, max(indices) + 1)[indices] != UNKNOWN for cell in cells])
         patterns, group = np.unique(known, axis=1, return_inverse=True)
-        parts = []
-        for number, pattern in enumerate(patterns.T):
-            wanted = [cell for cell, is_known in zip(cells, pattern, strict=True) if not is_known]
-            if wanted:
-                parts.append((wanted, np.asarray(indices)[group.ravel() == number].tolist()))
-        return parts
+        samples = (np.asarray(indices)[group.ravel() == number].tolist() for number in range(patterns.shape[1]))
+        parts = ((list(compress(cells, unknown)), part) for unknown, part in zip(~patterns.T, samples, strict=True))
+        return [(wanted, part) for wanted, part in parts if wanted]
 
     def outcomes(self, indices: Sequence[int], cells: Mapping[tuple[str, float], Cell]) -> Outcomes:
         """Predictions for these samples, without those that cannot be read: (guide's name, keep ratio) -> classes."""
@@ -121,9 +118,6 @@ class Journal:
             self.classes[cell] = column = longer
         return column
 
-    def _key(self, index: int) -> str | int:
-        return index if self.keys is None else self.keys[index]
-
     def _append(self, record: dict[str, Any]) -> None:
         if self.path is None:
             return
@@ -144,12 +138,10 @@ class Journal:
     def _take(self, record: Mapping[str, Any]) -> None:
         """What one line holds of the samples that are asked about."""
         self.ended = record.get("ended", self.ended)
-        rows = [Row(index, *row[1:]) for row in record.get("rows", []) if (index := self._number(row[0])) is not None]
+        rows = [Row(*row) for row in record.get("rows", [])]
+        if self.keys is not None:
+            rows = [row._replace(index=self.numbers[row.index]) for row in rows if row.index in self.numbers]
         self._note(rows, [(guide, ratio) for guide, ratio in record.get("cells", [])])
-
-    def _number(self, key: str | int) -> int | None:
-        """The sample that a line tells of; None where it is not asked about."""
-        return key if self.numbers is None else self.numbers.get(key)
 
     def _read(self) -> None:
         """Take what the file holds; a last line that a kill cut short is removed, and so are damaged ones."""
@@ -157,11 +149,9 @@ class Journal:
         self._check_header(header)
         torn, good = lines.pop() if lines else b"", []
         for line in lines:
-            try:
+            with suppress(ValueError):
                 self._take(_unsealed(line, self._header))
                 good.append(line.decode())
-            except ValueError:
-                continue
         if damaged := len(lines) - len(good):
             told = f"{damaged} lines of {self.path} are damaged; what they held is computed again."
             warnings.warn(told, stacklevel=2)
@@ -191,11 +181,7 @@ def _sealed(record: Mapping[str, Any], header: str = "") -> str:
 
 
 def _unsealed(line: bytes, header: str = "") -> dict[str, Any]:
-    """The record in a line.
-
-    Raises:
-        ValueError: it does not fit its checksum.
-    """
+    """The record in a line; ValueError where it does not fit its checksum."""
     promised, _, text = line.decode().partition(" ")
     if promised != checksum(header, text):
         raise ValueError("damaged")

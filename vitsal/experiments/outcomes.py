@@ -44,9 +44,7 @@ class Outcomes:
 
 
 def summarize(outcomes: Outcomes, target: str) -> pd.DataFrame:
-    """One row per guide and keep ratio: number of images, accuracy, and its 95 % Wilson interval.
-
-    Columns: target, guide, keep_ratio, n, correct, top1 (fraction), ci_low, ci_high.
+    """One row per guide and keep ratio: number of images, accuracy (top1, a fraction), and its 95 % Wilson interval.
 
     Raises:
         UserError: there are no outcomes.
@@ -74,13 +72,8 @@ def recovered_share(
     """Share of the gap between chance and the true rollout that a guide recovers, and its 95 % bootstrap interval.
 
     (guide - chance) / (ideal - chance), in accuracy; 1 is as good as the ideal, and more is possible. Where the gap is
-    small against what single images change, the interval is wide, and infinite where a resample has no gap.
-
-    Args:
-        outcomes: with all three guides.
-        guide, chance, ideal: names of guides.
-        keep_ratio: at which to compare.
-        seed: of the resampling.
+    small against what single images change, the interval is wide, and infinite where a resample has no gap. `seed` is
+    that of the resampling; the others are names of guides, and the keep ratio at which to compare them.
     """
 
     def share(ours: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -91,10 +84,7 @@ def recovered_share(
 
 
 def student_shares(outcomes: Outcomes) -> dict[tuple[str, float], Interval]:
-    """(student's guide, keep ratio below 1) -> `recovered_share` of the gap between the guides random and rollout.
-
-    Empty where these are not among the guides.
-    """
+    """(student's guide, keep ratio below 1) -> `recovered_share` of the gap from random to rollout, where both are."""
     if not {"random", "rollout"} <= set(outcomes.guides):
         return {}
     asked = [(name, ratio) for name, ratio in outcomes.predictions if name.startswith("student ") and ratio < 1]

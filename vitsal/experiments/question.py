@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import timm
@@ -26,11 +27,7 @@ ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever choose
 
 @dataclass(frozen=True)
 class Question:
-    """How well a target does on a data set that it sees reduced, for each guide and keep ratio.
-
-    Args:
-        target, guides, dataset, limit: see `vitsal.experiments.drop_curve`.
-        keep_ratios: fractions of patches kept, each in (0, 1].
+    """How well a target does on a data set that it sees reduced, for each guide and keep ratio; see `drop_curve`.
 
     Raises:
         UserError: no guide, no keep ratio, or one outside (0, 1]; a target, or a model in a guide, in training mode; a
@@ -68,11 +65,8 @@ class Question:
 
         What is done to the target, today a keep ratio, is told here, and done in `vitsal.experiments.evaluation`.
         """
-        return {
-            (name, ratio): (ANY_GUIDE if ratio == 1 else self.guide_ids[name], ratio)
-            for name in self.guides
-            for ratio in self.keep_ratios
-        }
+        asked = product(self.guides, self.keep_ratios)
+        return {(name, ratio): (ANY_GUIDE if ratio == 1 else self.guide_ids[name], ratio) for name, ratio in asked}
 
     @cached_property
     def keys(self) -> dict[int, str] | None:
@@ -92,12 +86,10 @@ class Question:
     @cached_property
     def about(self) -> dict[str, Any]:
         """All that identifies the results, for the results table; device and versions are this run's."""
+        seeds = {name: getattr(guide, "seed", None) for name, guide in self.guides.items()}
         return {
             "target_id": self.subject["target"],
-            "guides": {
-                name: {"guide_id": self.guide_ids[name], "seed": getattr(guide, "seed", None)}
-                for name, guide in self.guides.items()
-            },
+            "guides": {name: {"guide_id": self.guide_ids[name], "seed": seed} for name, seed in seeds.items()},
             "data": self.dataset.source,
             "data_id": self.dataset.fingerprint(self.keys),
             "limit": self.limit,
@@ -110,20 +102,17 @@ class Question:
 
     def check_unchanged(self, rows: Sequence[Row]) -> None:
         """Raise UserError if one of these samples, which have been read, is not what it was when the work began."""
-        if self.keys is None:
-            return
         now = self.dataset.keys([row.index for row in rows])
         for row in rows:
-            if now[row.index] != self.keys[row.index]:
+            if now and now[row.index] != self.keys[row.index]:
                 raise UserError(
                     f"{row.name} was changed during the work; what was done before is kept: start it again."
                 )
 
 
-def models_in(value: Any) -> Iterator[nn.Module]:
+def models_in(value: Any) -> list[nn.Module]:
     """The models in a guide, or the model that this is."""
     if isinstance(value, nn.Module):
-        yield value
-    elif is_dataclass(value):
-        for part in fields(value):
-            yield from models_in(getattr(value, part.name))
+        return [value]
+    parts = fields(value) if is_dataclass(value) else ()
+    return [model for part in parts for model in models_in(getattr(value, part.name))]

@@ -19,20 +19,10 @@ SAMPLE = ["limit", "data_id", "precision"]  # the same in all of a table, so tha
 ENVIRONMENT = ["device", "vitsal", "torch", "timm"]
 DIFFERENCE = ["minus", "difference", "difference_low", "difference_high"]
 CHECKSUM = "checksum"  # of the row's other columns: a damaged row is noticed
-COLUMN_TYPES = {"limit": "Int64", "seed": "Int64"} | dict.fromkeys(
-    ["target", "guide", "minus", "target_id", "guide_id", "data", "data_id", "precision", CHECKSUM, *ENVIRONMENT], "str"
-)  # a hash or a version may look like a number
-RESULT_COLUMNS = [
-    *SUMMARY_COLUMNS,
-    *DIFFERENCE,
-    "target_id",
-    "guide_id",
-    "seed",
-    "data",
-    *SAMPLE,
-    *ENVIRONMENT,
-    CHECKSUM,
-]
+IDENTITY = ["target_id", "guide_id", "seed", "data", *SAMPLE, *ENVIRONMENT]
+RESULT_COLUMNS = [*SUMMARY_COLUMNS, *DIFFERENCE, *IDENTITY, CHECKSUM]
+WHOLE = {"limit": "Int64", "seed": "Int64"}
+TEXT = dict.fromkeys(["target", "guide", "minus", *IDENTITY, CHECKSUM], "str")  # a hash, say, may look like a number
 
 
 def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
@@ -41,11 +31,7 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
     Columns: those of `summarize`; the paired difference to the first guide (`minus`), in accuracy, with its 95 %
     bootstrap interval; name and weights of the target (`target_id`), a hash of the guide's own weights and settings
     (`guide_id`), its seed where it has one; source and fingerprint of the data, limit, precision; device and versions
-    of the last run; a checksum of the row.
-
-    Args:
-        outcomes: as an experiment gives them.
-        target: what to call the target.
+    of the last run; a checksum of the row. `target` is what to call the target.
 
     Raises:
         UserError: there are no outcomes.
@@ -64,24 +50,17 @@ def row_checksums(table: pd.DataFrame) -> list[str]:
 
 
 def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
-    """What identifies results, one row per guide, before or after they are computed.
-
-    Args:
-        about: see `vitsal.experiments.Question.about`.
-        target: what to call the target.
-    """
+    """What identifies results, `Question.about`, as a table: one row per guide, before or after they are computed."""
     same = {column: about[column] for column in ["target_id", "data", *SAMPLE, *ENVIRONMENT]}
     rows = [{"target": target, "guide": name, **ids, **same} for name, ids in about["guides"].items()]
-    return pd.DataFrame(rows).astype({"limit": "Int64", "seed": "Int64"})
+    return pd.DataFrame(rows).astype(WHOLE)
 
 
 def add_results(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    """Add rows to the table at `path` (CSV, with a Parquet copy beside it); the same point again replaces its row.
+    """Add rows to the table at `path` (CSV, with a Parquet copy beside it), which is returned whole.
 
-    Whoever reads the files sees the old ones or the whole new ones; of several who write, one waits for the other.
-
-    Returns:
-        The whole table.
+    The same point again replaces its row. Whoever reads the files sees the old ones or the whole new ones; of several
+    who write, one waits for the other.
 
     Raises:
         UserError: the file is no results table, or holds results of other weights, data, images or precision under the
@@ -108,15 +87,14 @@ def read_results(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix != ".csv":
         raise UserError(f"A results table is written as CSV, with a Parquet copy beside it; name {path} *.csv.")
-    if not path.exists() and path.with_suffix(".parquet").exists():
-        raise UserError(f"There is a {path.with_suffix('.parquet')} without its table; name another, or move it.")
     if not path.exists():
+        if path.with_suffix(".parquet").exists():
+            raise UserError(f"There is a {path.with_suffix('.parquet')} without its table; name another, or move it.")
         return pd.DataFrame(columns=RESULT_COLUMNS)
     copy = _points_of_copy(path.with_suffix(".parquet"))  # first: who writes meanwhile only adds to the table
     try:
-        table = pd.read_csv(
-            path, float_precision="round_trip", dtype=COLUMN_TYPES, keep_default_na=False, na_values=[""]
-        )
+        types = TEXT | WHOLE
+        table = pd.read_csv(path, float_precision="round_trip", dtype=types, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
     if list(table.columns) != RESULT_COLUMNS:
@@ -172,9 +150,7 @@ def table_for(
 ) -> Path:
     """Where results that identify themselves so (`identity_table`) can be added: `path`, or a file in `runs`.
 
-    Args:
-        about, target: as `identity_table` takes them.
-        path: the table's; `there` is what `read_results` has found in it, if it was read before.
+    `there` is what `read_results` has found in the table, if it was read before.
 
     Raises:
         UserError: what is there is no results table, or one of other things.

@@ -31,9 +31,7 @@ from vitsal.models.loading import load_model
 from vitsal.models.tokens import grid_size, model_transform
 from vitsal.students.maps import MapSettings, cache_maps
 
-BENCH_RATIOS = (1.0, 0.75, 0.5, 0.25)
-CLASSES = 10
-BATCH = 250
+CLASSES, BATCH = 10, 250
 
 
 def cheap_target() -> nn.Module:
@@ -69,15 +67,12 @@ def cheap_images(count: int, target: nn.Module) -> IndexedImages:
 def real_size_cost(samples: Sequence[int], folder: str | Path) -> pd.DataFrame:
     """Time and memory of a drop curve with 3 guides and 4 keep ratios, from nothing and from its journal, and of maps.
 
-    On as many processes as accelerate's launcher has started; killed and called again, it goes on.
-
-    Args:
-        samples: numbers of samples, one after the other.
-        folder: where journal, table and maps go.
+    On as many processes as accelerate's launcher has started; killed and called again, it goes on. Journal, table and
+    maps go into `folder`.
 
     Returns:
-        One row per number and task: seconds, microseconds per sample, this process's peak memory so far in MB, and the
-        CRC-32 of the results, which must be the same on any number of processes.
+        One row per number of samples and task: seconds, microseconds per sample, this process's peak memory so far in
+        MB, and the CRC-32 of the results, which must be the same on any number of processes.
     """
     return pd.concat([_cost(count, Path(folder, str(count))) for count in samples], ignore_index=True)
 
@@ -89,7 +84,7 @@ def _cost(count: int, folder: Path) -> pd.DataFrame:
 
     def curve() -> str:
         vit = target.to(accelerator.device)
-        outcomes = drop_curve(vit, guides, dataset, BENCH_RATIOS, folder=folder, batch_size=BATCH)
+        outcomes = drop_curve(vit, guides, dataset, (1.0, 0.75, 0.5, 0.25), folder=folder, batch_size=BATCH)
         table = results_table(outcomes, "cheap")
         if accelerator.is_main_process:
             add_results(table, folder / "table.csv")

@@ -21,21 +21,16 @@ def find_device(name: str) -> torch.device:
         UserError: torch does not know it, or it is not there.
     """
     if name == "auto":
-        return _own_device()
+        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in YES or not torch.accelerator.is_available():
+            return torch.device("cpu")
+        kind = torch.accelerator.current_accelerator().type
+        return torch.device(kind, int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device(kind)
     try:
         torch.zeros(1, device=name).item()  # the device "meta" makes tensors, and has no values
         return torch.device(name)
     except Exception as error:  # each kind of device has its own way to be absent
         reason = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise UserError(f"Device {quoted(name)} cannot be used: {reason}") from error
-
-
-def _own_device() -> torch.device:
-    """This process's."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in YES or not torch.accelerator.is_available():
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator().type
-    return torch.device(kind, int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device(kind)
 
 
 def device_name(device: torch.device) -> str:

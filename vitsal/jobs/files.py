@@ -41,13 +41,10 @@ def write_whole(path: str | Path, save: Callable[[Path], object]) -> None:
 
 @contextmanager
 def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
-    """Be the only process that writes something; who holds the hidden file `.<name>.lock` beside it is.
+    """Be the only process that writes a file or folder; who holds the hidden file `.<name>.lock` beside it is.
 
-    A lock that a killed process held is free.
-
-    Args:
-        path: what is written, a file or a folder.
-        busy: a sentence for whoever finds the lock taken, who is then refused; without one, he waits, and is told so.
+    A lock that a killed process held is free. Whoever finds it taken waits, and is told so; or, given a sentence in
+    `busy`, is refused with that.
 
     Raises:
         UserError: another process holds the lock, and `busy` is given; or no file can be made there.
@@ -56,18 +53,16 @@ def locked(path: str | Path, *, busy: str = "") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.01)
     try:
-        lock.acquire(timeout=0 if busy else 2)
+        held = lock.acquire(timeout=0 if busy else 2)
     except Timeout:
         if not os.path.exists(lock.lock_file):
             raise UserError(f"Nothing can be written at {path}: the folder takes no new files.") from None
         if busy:
             raise UserError(busy) from None
         print(f"Another run is writing {path}; waiting for it.", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def check_folder(path: str | Path) -> None:
@@ -77,11 +72,7 @@ def check_folder(path: str | Path) -> None:
 
 
 def read_json(path: str | Path, advice: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: its file.
-        advice: a sentence that says what to do where it cannot be read.
+    """Read a JSON object; `advice` is a sentence that says what to do where it cannot be read.
 
     Raises:
         UserError: there is none, or it is damaged, nested too deeply, or no object.

@@ -50,8 +50,8 @@ def _settings(model: nn.Module) -> dict[str, Any]:
         return model.configuration
     config = resolve_model_data_config(model)
     heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
-    pooling = {"global_pool": getattr(model, "global_pool", None), "heads": heads}
-    return pooling | {part: config[part] for part in ("mean", "std")}
+    pooling = getattr(model, "global_pool", None)
+    return {"global_pool": pooling, "heads": heads, "mean": config["mean"], "std": config["std"]}
 
 
 def checksum(*parts: str | bytes) -> str:
@@ -82,10 +82,9 @@ def question_hash(question: Mapping[str, Any]) -> str:
 
 
 def refuse_other(there: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
-    """Leave alone what is kept of something else than what is asked, both as JSON holds them.
+    """Raise UserError if what is kept is of something else than what is asked, both as JSON holds them.
 
-    Raises:
-        UserError: they differ; it says what is there, in which parts they differ, with both values, and what to do.
+    It says what is there, in which parts they differ, with both values, and what to do.
     """
     now = json.loads(json.dumps(now))
     parts = sorted(part for part in there.keys() | now.keys() if there.get(part) != now.get(part))

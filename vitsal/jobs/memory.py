@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 
+@dataclass
 class Halving:
-    """Calls a function on a batch, and on halves of it, and of them, once memory has run out; says so.
+    """Calls (B, ...) -> (B, ...) on a batch, and on halves of it, and of them, once memory has run out; says so."""
 
-    Args:
-        function: (B, ...) -> (B, ...).
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function, self.size = function, 0
+    function: Callable[[Tensor], Tensor]
+    size: int = 0  # images at a time; 0 is the whole first batch
 
     def __call__(self, images: Tensor) -> Tensor:
         """The function's value for the whole batch."""

@@ -19,10 +19,9 @@ def check_file(kind: str, path: str | Path) -> None:
 
 
 def check_data(source: str, split: str) -> None:
-    """Raise UserError if data is not here, or has no such part, as far as that is known before its library is asked.
+    """Raise UserError if data, as `vitsal.data.open_data` takes it, is not here, or has no such part.
 
-    Args:
-        source, split: as `vitsal.data.open_data` takes them.
+    What only a library can tell is not asked.
     """
     if source.startswith(LIBRARY_DATA):
         return
@@ -37,9 +36,7 @@ def check_data(source: str, split: str) -> None:
 def check_output(path: str | Path, *inputs: str | Path | None) -> None:
     """Raise UserError if no file can be written at `path`, or if it would take the place of an input, by whatever name.
 
-    Args:
-        path: the file to be.
-        inputs: files that are read, or words that may name one.
+    Inputs are files that are read, or words that may name one.
     """
     path = Path(path)
     _check_writable(path)
@@ -55,10 +52,7 @@ def check_output(path: str | Path, *inputs: str | Path | None) -> None:
 def check_output_folder(path: str | Path, *inputs: str | Path | None, within: bool = False) -> None:
     """Raise UserError if nothing can be written into a folder at `path`, or if it is, or lies in, a folder of inputs.
 
-    Args:
-        path: the folder to be.
-        inputs: folders that are read, or words that may name one.
-        within: whether it may lie in one of them.
+    Inputs are folders that are read, or words that may name one; `within` allows that it lies in one of them.
     """
     path = Path(path)
     _check_writable(path / "file")

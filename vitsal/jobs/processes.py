@@ -16,10 +16,7 @@ MIXED_PRECISIONS = ("no", "bf16", "fp16")  # accelerate's names of those that ne
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """Hugging Face accelerate; number of processes, device and precision are the launcher's.
-
-    Args:
-        options: passed to `accelerate.Accelerator`.
+    """Hugging Face accelerate, with these options; number of processes, device and precision are the launcher's.
 
     Raises:
         UserError: a precision that is unknown, or cannot be had here.
@@ -40,10 +37,7 @@ def make_accelerator(**options: Any) -> Accelerator:
 
 
 def computed_precision(accelerator: Accelerator) -> str:
-    """What matrices are multiplied in, "float32" or "bfloat16" say: asked of torch, as what was wished for may not be.
-
-    fp16 on a CPU, for example, is float32.
-    """
+    """What matrices are multiplied in, "float32" or "bfloat16" say: asked of torch; fp16 on a CPU is float32."""
     kind = accelerator.device.type
     with accelerator.autocast():
         lowered = torch.is_autocast_enabled(kind)

@@ -36,17 +36,11 @@ def check_training_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What a training leaves in its folder.
-
-    Args:
-        folder: where.
-        about: the recipe, the student and the maps: only a training of the same is ever continued.
-        accelerator: which has prepared the model and the optimizer.
-    """
+    """What a training leaves in its folder: only a training that is about the same is ever continued."""
 
     folder: Path
-    about: Mapping[str, Any]
-    accelerator: Accelerator
+    about: Mapping[str, Any]  # the recipe, the student and the maps
+    accelerator: Accelerator  # which has prepared the model and the optimizer
 
     def save(self, history: pd.DataFrame, student: Student) -> None:
         """Keep the training's state after the last epoch of `history`, and the student if it is the best."""
@@ -60,8 +54,8 @@ class Checkpoints:
     def _point_to(self, state: Path, history: pd.DataFrame, student: Student) -> None:
         if history.kl.idxmin() == len(history) - 1:
             write_student(student, self.folder)
-        pointer = {"state": state.name, "about": self.about, "history": history.to_dict("records")}
-        pointer["files"] = _checksums(state)
+        lessons = history.to_dict("records")
+        pointer = {"state": state.name, "about": self.about, "history": lessons, "files": _checksums(state)}
         pointer["checksum"] = question_hash(pointer)
         write_whole(self.folder / POINTER, lambda path: path.write_text(json.dumps(pointer, indent=1)))
         self._write_history(history)
@@ -87,21 +81,19 @@ class Checkpoints:
         return history
 
     def _read_pointer(self) -> dict[str, Any]:
-        path = self.folder / POINTER
-        pointer = read_json(path, self._advice)
+        pointer = read_json(self.folder / POINTER, self._advice)
         whole = pointer.pop("checksum", "") == question_hash(pointer)
         if not whole or pointer.keys() != {"state", "about", "history", "files"}:
-            raise UserError(f"{path} is damaged. {self._advice}")
+            raise UserError(f"{self.folder / POINTER} is damaged. {self._advice}")
         return pointer
 
     def _load_state(self, state: Path, checksums: Mapping[str, str]) -> None:
         """Give accelerate what it has saved, and nothing else; it unpickles plain values and tensors only."""
         there = _checksums(state)
         for name in sorted(there.keys() | checksums.keys()):
-            if name not in there:
-                raise UserError(f"{state / name} is missing. {self._advice}")
-            if there[name] != checksums.get(name):
-                raise UserError(f"{state / name} is damaged, or none of this training's. {self._advice}")
+            if there.get(name) != checksums.get(name):
+                what = "damaged, or none of this training's" if name in there else "missing"
+                raise UserError(f"{state / name} is {what}. {self._advice}")
         try:
             self.accelerator.load_state(str(state))
         except Exception as error:  # whatever accelerate and torch say of what they cannot read

@@ -62,15 +62,9 @@ def teach(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
 ) -> pd.DataFrame:
-    """Cache a teacher's maps, each process its share, and train a student on them; see `cache_maps` and `distill`.
+    """Cache a teacher's maps, each process its share, and train a student on them: `cache_maps`, and then `distill`.
 
-    Args:
-        student, output, recipe, accelerator: as `distill` takes them.
-        teacher, dataset, settings, num_workers: as `cache_maps` takes them.
-        maps: folder for the maps; one in `runs` that belongs to them by default.
-
-    Returns:
-        The history of the training.
+    The maps' folder is by default one in `runs` that belongs to them. Returns the history of the training.
     """
     accelerator = accelerator or accelerator_for(recipe)
     maps = maps or maps_folder("runs", teacher, dataset, settings)
@@ -93,16 +87,10 @@ def distill(
 ) -> pd.DataFrame:
     """Train a student on cached maps; killed and called again, it goes on after its last whole epoch.
 
-    The student with the lowest validation divergence so far is always in `output`, as `load_student` reads it.
-
-    Args:
-        student: as `new_student` gives it; what is trained.
-        maps: folder that `cache_maps` filled.
-        output: folder for student, history and checkpoint.
-        recipe: how to train.
-        accelerator: see `accelerator_for`, the default.
-        on_epoch: called with the history after each epoch, and at once where there are epochs to go on from.
-        progress: show a bar.
+    The student with the lowest validation divergence so far is always in the folder `output`, as `load_student` reads
+    it, beside history and checkpoint. The folder `maps` is as `cache_maps` filled it, the accelerator by default
+    `accelerator_for` the recipe. `on_epoch` is called with the history after each epoch, and at once where there are
+    epochs to go on from.
 
     Returns:
         The history, also in `output/history.csv`: one row per epoch with step, learning rate, training loss, mean
@@ -115,7 +103,7 @@ def distill(
     """
     training = _Training(student, Path(maps), Path(output), recipe, accelerator or accelerator_for(recipe))
     with training.alone():
-        training.resume()
+        training.history = training.checkpoints.load()
         if training.epochs_done:
             on_epoch(training.history)
         with training.progress_bar(progress) as bar:
@@ -152,10 +140,7 @@ class _Training:
         optimizer = create_optimizer_v2(student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         part = min(recipe.batch_size, len(train)) // recipe.accumulate
         self.model, self.optimizer, self.train, self.validation = accelerator.prepare(
-            student,
-            optimizer,
-            DataLoader(train, part, shuffle=True, drop_last=True),
-            DataLoader(validation, part),
+            student, optimizer, DataLoader(train, part, shuffle=True, drop_last=True), DataLoader(validation, part)
         )
         self.steps = len(self.train) // recipe.accumulate  # optimizer steps in an epoch
         self.started = time.monotonic()
@@ -182,6 +167,7 @@ class _Training:
         """One pass over the training split; its mean loss goes to `self.mean_loss`."""
         self.model.train()
         self.train.set_epoch(self.epochs_done)
+        validated = f", validation kl {self.history.kl.iloc[-1]:.3f}" if self.epochs_done else ""
         losses = []
         for part, (images, maps) in enumerate(self.train):
             if part >= self.steps * self.recipe.accumulate:
@@ -192,9 +178,13 @@ class _Training:
             with self.accelerator.accumulate(self.model):
                 loss = self.loss(self.model(pixels), wanted)
                 self._check_finite(loss, "loss", step)
-                self._update(loss)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
             losses.append(loss.detach())
-            bar.set_postfix_str(f"loss {loss.item():.3f}{self._last_validation()}", refresh=False)
+            bar.set_postfix_str(f"loss {loss.item():.3f}{validated}", refresh=False)
             bar.update(self.accelerator.sync_gradients)
         self.mean_loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
 
@@ -216,13 +206,6 @@ class _Training:
                 f"The {what} became {values.sum().item()} at step {step}, learning rate {rate:.2g}. What was learnt in "
                 f"{self.epochs_done} whole epochs is kept in {self.checkpoints.folder}; try a lower learning rate."
             )
-
-    def _update(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -250,12 +233,8 @@ class _Training:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the output folder, where the main process writes; a second training is refused, on each process.
-
-        Raises:
-            UserError: another run holds it.
-        """
-        folder, refused = self.checkpoints.folder, [""]
+        """Hold the output folder, where the main process writes; a second training is refused, on each process."""
+        folder, refused = self.checkpoints.folder, ""
         check_folder(folder)
         with ExitStack() as held:
             if self.accelerator.is_main_process:
@@ -263,17 +242,10 @@ class _Training:
                     busy = f"Another run is training in {folder}. Wait for it, or name another output."
                     held.enter_context(locked(folder, busy=busy))
                 except UserError as error:
-                    refused = [str(error)]
-            if said := broadcast_object_list(refused)[0]:
+                    refused = str(error)
+            if said := broadcast_object_list([refused])[0]:
                 raise UserError(said)
             yield
-
-    def resume(self) -> None:
-        """Go on from the output folder's checkpoint, if there is one."""
-        self.history = self.checkpoints.load()
-
-    def _last_validation(self) -> str:
-        return f", validation kl {self.history.kl.iloc[-1]:.3f}" if self.epochs_done else ""
 
 
 def _check(student: Student, train: CachedMaps, recipe: TrainingSettings, accelerator: Accelerator) -> None:
@@ -282,8 +254,7 @@ def _check(student: Student, train: CachedMaps, recipe: TrainingSettings, accele
             f"The student's grid is {student.grid_size}, the teacher's maps are {train.grid_size}: make the "
             f"student for the grid of its teacher."
         )
-    parts = recipe.accumulate * accelerator.num_processes
-    size = min(recipe.batch_size, len(train))
+    parts, size = recipe.accumulate * accelerator.num_processes, min(recipe.batch_size, len(train))
     if size % parts:
         raise UserError(
             f"A batch of {size} images cannot be split evenly into {recipe.accumulate} parts on "

@@ -40,9 +40,7 @@ def rank_correlation(saliency: Tensor, reference: Tensor) -> Tensor:
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """Kullback-Leibler divergence, in nats, of a prediction from a map as a distribution over patches, (B,).
 
-    Args:
-        logits: predicted logarithms of shares, up to a constant, (B, gh, gw).
-        reference: a map without negative values, (B, gh, gw).
+    The prediction is logarithms of shares, up to a constant, (B, gh, gw); the map has no negative values, (B, gh, gw).
     """
     log_shares = logits.flatten(1).log_softmax(dim=1)
     return F.kl_div(log_shares, as_distribution(reference), reduction="none").sum(dim=1)
@@ -55,12 +53,7 @@ def as_distribution(maps: Tensor) -> Tensor:
 
 
 def measure_fidelity(logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """All of these for a batch: name -> (B,).
-
-    Args:
-        logits: a student's output, (B, gh, gw).
-        reference: the teacher's maps, (B, gh, gw).
-    """
+    """All of these for a student's output (B, gh, gw) and the teacher's maps (B, gh, gw): name -> (B,)."""
     return {
         "kl": divergence(logits, reference),
         "spearman": rank_correlation(logits, reference),

@@ -80,16 +80,8 @@ def cache_maps(
 ) -> None:
     """Compute a teacher's maps for a data set into a folder; what is there already, and whole, is kept.
 
-    Of several processes each computes its share of the shards; whoever reads them afterwards must wait for all.
-
-    Args:
-        teacher: a guide whose maps are learnt.
-        dataset: as `open_data` returns it, with the transform of the teacher's model.
-        folder: where the shards go; made if there is none.
-        settings: what is cached.
-        num_workers: processes that decode images.
-        process, num_processes: this process's number, and how many there are.
-        progress: show a bar.
+    The data set has the transform of the teacher's model; `num_workers` processes decode its images. Of several
+    processes each, told its number, computes its share of the shards; whoever reads them afterwards must wait for all.
 
     Raises:
         UserError: no images; a stream without a limit; a map that is not finite; or the folder holds maps of another
@@ -97,7 +89,11 @@ def cache_maps(
     """
     folder, total = Path(folder), _total(dataset, settings)
     about = describe_maps(teacher, dataset, settings)
-    _check_settings(folder, about)
+    check_folder(folder)
+    if not (folder / SETTINGS).is_file():
+        write_whole(folder / SETTINGS, lambda part: part.write_text(json.dumps(about, indent=1)))
+    what, advice = f"{folder} holds maps made by other settings", "Name another folder, or remove it."
+    refuse_other(read_settings(folder), about, what, advice)
     claims = list(_claims(about, total))
     bar = tqdm(claims[process::num_processes], desc="teacher's maps", unit="shard", mininterval=1, disable=not progress)
     source, skipped = _Source(dataset, settings, num_workers), {}
@@ -133,16 +129,6 @@ def _total(dataset: LabelledImages, settings: MapSettings) -> int:
     return total
 
 
-def _check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
-    check_folder(folder)
-    path = folder / SETTINGS
-    if not path.is_file():
-        write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1)))
-    else:
-        advice = "Name another folder, or remove it."
-        refuse_other(read_settings(folder), wanted, f"{folder} holds maps made by other settings", advice)
-
-
 class Claim(NamedTuple):
     """What a shard says that it is: part of which maps (their hash), its view and first image, of so many in all."""
 
@@ -174,11 +160,7 @@ def _claims(about: Mapping[str, Any], total: int) -> Iterator[Claim]:
 
 
 class _Source:
-    """The batches of one shard after another.
-
-    Where a shard follows the one before, so do its batches: a stream can be read from its beginning only, and to do so
-    for every shard would take time that grows with the square of its length.
-    """
+    """Batches of shard after shard, read on from the one before: a stream begun anew for each takes quadratic time."""
 
     def __init__(self, dataset: LabelledImages, settings: MapSettings, num_workers: int) -> None:
         self.dataset, self.settings, self.num_workers = dataset, settings, num_workers
@@ -211,20 +193,16 @@ def _compute_shard(teacher: Teacher, samples: Iterator[Batch], settings: MapSett
             seen = warp(seen, random_views(len(seen), generator))
         small = denormalize(downsample(seen, settings.image_size), teacher.model)
         images.append((255 * small).round().clamp(0, 255).to("cpu", torch.uint8))
-        maps.append(_with_mean_one(_finite(teacher(seen), batch.names)).to("cpu", torch.float16))
+        maps.append(_with_mean_one(teacher(seen), batch.names).to("cpu", torch.float16))
     if len(images) == 1 and not skipped:
         raise UserError(f"The data ended before image {claim.first}: give a limit of at most {claim.first}.")
     return Shard(claim, torch.cat(images), torch.cat(maps), skipped)
 
 
-def _finite(maps: Tensor, names: Sequence[str]) -> Tensor:
+def _with_mean_one(maps: Tensor, names: Sequence[str]) -> Tensor:
     for name, fine in zip(names, maps.isfinite().flatten(1).all(dim=1).tolist(), strict=True):
         if not fine:
             raise UserError(f"The teacher's map of {name} is not finite, so it cannot be learnt. Take another teacher.")
-    return maps
-
-
-def _with_mean_one(maps: Tensor) -> Tensor:
     return maps / maps.mean(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
@@ -242,11 +220,7 @@ def write_shard(folder: Path, shard: Shard) -> None:
 
 
 def _read_shard(path: Path, claim: Claim | None = None) -> Shard:
-    """Read a shard, its tensors memory-mapped: what is not used is not kept.
-
-    Raises:
-        _DamagedError: it is not there, it is damaged, or it claims to be something else.
-    """
+    """Read a shard, its tensors memory-mapped: what is not used is not kept; or say in a _DamagedError why not."""
     if not path.is_file():
         raise _DamagedError("missing")
     try:
@@ -275,11 +249,7 @@ def _read_or_warn(folder: Path, claim: Claim) -> Shard | None:
 
 
 def _read_all(folder: Path) -> Iterator[Shard]:
-    """All shards of the maps in a folder, in order.
-
-    Raises:
-        UserError: one is missing, damaged, or of other maps than the folder's.
-    """
+    """All shards of the maps in a folder, in order; a UserError names one that is missing, damaged, or of others."""
     path = min(folder.glob("view*-*.safetensors"), default=None)
     if path is None:
         return
@@ -298,10 +268,7 @@ def _read_all(folder: Path) -> Iterator[Shard]:
 class CachedMaps(Dataset):
     """Cached images (3, h, w) uint8 with the teacher's maps (gh, gw) float16, memory-mapped and verified.
 
-    Args:
-        folder: as `cache_maps` filled it.
-        split: "train", "validation" or "all". Every tenth image is for validation, none of whose views are for
-            training; validation takes first views only.
+    Split "validation" is of every tenth image the first view; "train" is all views of the others; "all" is everything.
 
     Raises:
         UserError: there are no maps in the folder, or too few to have this split; or a shard is missing, damaged, or of
@@ -313,12 +280,8 @@ class CachedMaps(Dataset):
         self.rows = self._rows(split)
 
     def _rows(self, split: str) -> list[tuple[int, int]]:
-        rows = [
-            (number, row)
-            for number, shard in enumerate(self.shards)
-            for row in range(len(shard.maps))
-            if split in ("all", _split_of(shard.claim, row))
-        ]
+        places = ((number, row) for number, shard in enumerate(self.shards) for row in range(len(shard.maps)))
+        rows = [(number, row) for number, row in places if split in ("all", _split_of(self.shards[number].claim, row))]
         if not rows:
             raise UserError(f"{self.folder} holds too few cached maps for a {split} split: {len(self.shards)} shards.")
         return rows

@@ -26,21 +26,21 @@ def make_network(architecture: str, grid_size: tuple[int, int], input_size: tupl
     return TimmNet(architecture, grid_size, input_size)
 
 
+def _normed(channels_in: int, channels_out: int, size: int, stride: int = 1) -> nn.Sequential:
+    """A convolution with its batch normalisation."""
+    convolution = nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a short cut (He et al. 2016, arXiv:1512.03385, figure 2)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-        )
-        same = stride == 1 and channels_in == channels_out
-        projection = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-        self.shortcut = nn.Identity() if same else nn.Sequential(projection, nn.BatchNorm2d(channels_out))
+        first, second = _normed(channels_in, channels_out, 3, stride), _normed(channels_out, channels_out, 3)
+        self.convolutions = nn.Sequential(*first, nn.ReLU(), *second)
+        projection = _normed(channels_in, channels_out, 1, stride)
+        self.shortcut = nn.Identity() if stride == 1 and channels_in == channels_out else projection
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', h / stride, w / stride)."""
@@ -58,22 +58,17 @@ class ConvNet(nn.Module):
         super().__init__()
         fine, middle, coarse = width, 2 * width, 4 * width
         self.grid_size = grid_size
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, fine, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(fine), nn.ReLU()
-        )
+        self.stem = _normed(3, fine, 3, stride=2).append(nn.ReLU())
         self.middle = nn.Sequential(ResidualBlock(fine, fine, 1), ResidualBlock(fine, middle, 2))
         self.coarse = nn.Sequential(ResidualBlock(middle, coarse, 2), nn.Conv2d(coarse, middle, 1))
-        self.fuse = nn.Sequential(
-            nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU()
-        )
+        self.fuse = _normed(middle, middle, 3).append(nn.ReLU())
         self.head = nn.Conv2d(middle, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, gh, gw)."""
         middle = self.middle(self.stem(images))
         context = F.interpolate(self.coarse(middle), middle.shape[-2:])
-        logits = self.head(self.fuse(middle + context))
-        return fit_grid(logits, self.grid_size)[:, 0]
+        return fit_grid(self.head(self.fuse(middle + context)), self.grid_size)[:, 0]
 
 
 class Transformer(nn.Module):
@@ -81,8 +76,7 @@ class Transformer(nn.Module):
 
     def __init__(self, grid_size: tuple[int, int], input_size: tuple[int, int], width: int) -> None:
         super().__init__()
-        patch_size = tuple(pixels // cells for pixels, cells in zip(input_size, grid_size, strict=True))
-        if any(p * cells != pixels for p, cells, pixels in zip(patch_size, grid_size, input_size, strict=True)):
+        if any(pixels % cells for pixels, cells in zip(input_size, grid_size, strict=True)):
             raise UserError(
                 f"A transformer student's input, {input_size}, must be a multiple of its grid, {grid_size}: "
                 f"{tuple(CELL * cells for cells in grid_size)}, for example."
@@ -90,10 +84,9 @@ class Transformer(nn.Module):
         if width % 2:
             raise UserError(f"A transformer student's width must be even, for four heads; got {width}.")
         self.grid_size = grid_size
-        self.tokens = VisionTransformer(
-            input_size, patch_size, embed_dim=2 * width, depth=3, num_heads=4, num_classes=0, class_token=False,
-            global_pool="",
-        )  # fmt: skip
+        patch_size = tuple(pixels // cells for pixels, cells in zip(input_size, grid_size, strict=True))
+        sizes = {"embed_dim": 2 * width, "depth": 3, "num_heads": 4, "num_classes": 0}
+        self.tokens = VisionTransformer(input_size, patch_size, class_token=False, global_pool="", **sizes)
         self.head = nn.Linear(2 * width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -113,16 +106,12 @@ class TimmNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, gh, gw)."""
-        laid = [
-            fit_grid(projection(_channels_first(features, projection.in_channels)), self.grid_size)
-            for features, projection in zip(self.backbone(images), self.projections, strict=True)
-        ]
-        return self.head(F.relu(sum(laid)))[:, 0]
-
-
-def _channels_first(features: Tensor, channels: int) -> Tensor:
-    """Swin and its kin give (B, h, w, C)."""
-    return features if features.shape[1] == channels else features.movedim(-1, 1)
+        laid = 0
+        for features, projection in zip(self.backbone(images), self.projections, strict=True):
+            if features.shape[1] != projection.in_channels:  # Swin and its kin give (B, h, w, C)
+                features = features.movedim(-1, 1)
+            laid = laid + fit_grid(projection(features), self.grid_size)
+        return self.head(F.relu(laid))[:, 0]
 
 
 def make_backbone(name: str, input_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
@@ -142,9 +131,8 @@ def make_backbone(name: str, input_size: tuple[int, int], pretrained: bool = Fal
             continue
         except Exception as error:  # each family of timm's has its own way to refuse a size
             reason = str(error) or type(error).__name__
-            raise UserError(
-                f"timm's {name!r} cannot be a student's backbone for images of {input_size}: {reason}"
-            ) from error
+            refused = f"timm's {name!r} cannot be a student's backbone for images of {input_size}: {reason}"
+            raise UserError(refused) from error
     raise UserError(f"timm's {name!r} cannot be a student's backbone: it gives no feature maps.")
 
 

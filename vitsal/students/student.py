@@ -26,7 +26,7 @@ from vitsal.jobs.identity import tensors_checksum, weights_fingerprint
 from vitsal.students.networks import check_known, make_backbone, make_network
 
 LARGEST = {"grid_size": 256, "input_size": 1024, "width": 1024}  # what a config.json may ask memory for
-UNFINISHED, WEIGHTS = ".unfinished", "model.safetensors"
+WEIGHTS = "model.safetensors"
 EMBEDDED_STUDENTS = Path(__file__).parents[1] / "embedded" / "students"
 MODEL_CARD = """---
 {{ card_data }}
@@ -77,7 +77,10 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
         self.grid_size = _whole("grid_size", grid_size)
         self.input_size = _whole("input_size", input_size or [CELL * cells for cells in self.grid_size])
         (self.width,) = _whole("width", [width])
-        _check_scale(mean, std)
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+            raise UserError(
+                f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}."
+            )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.network = make_network(architecture, self.grid_size, self.input_size, width)
@@ -102,9 +105,8 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
     @property
     def summary(self) -> dict[str, Any]:
         """What kind of student this is, as plain values."""
-        parameters = sum(values.numel() for values in self.parameters())
-        sizes = {"grid_size": list(self.grid_size), "input_size": list(self.input_size)}
-        return {"architecture": self.architecture, **sizes, "parameters": parameters}
+        kind = {name: self.configuration[name] for name in ("architecture", "grid_size", "input_size")}
+        return {**kind, "parameters": sum(values.numel() for values in self.parameters())}
 
     def no_weight_decay(self) -> set[str]:
         """Names that timm's optimizer factory exempts from weight decay."""
@@ -142,34 +144,19 @@ def _read_weights(path: str) -> dict[str, Tensor]:
 
 def _whole(what: str, numbers: Sequence[int]) -> tuple[int, ...]:
     """Whole numbers in the range that `what` may have; sizes are two."""
-    numbers = tuple(numbers)
+    count, wanted = (1, "a whole number") if what == "width" else (2, "two whole numbers")
     fine = all(type(number) is int and 0 < number <= LARGEST[what] for number in numbers)
-    if fine and len(numbers) == (1 if what == "width" else 2):
-        return numbers
-    wanted = "a whole number" if what == "width" else "two whole numbers"
-    raise UserError(f"A student's {what} must be {wanted} from 1 to {LARGEST[what]}; got {list(numbers)}.")
-
-
-def _check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
-    values = [*mean, *std]
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, values)) or min(std) <= 0:
-        raise UserError(f"A student's mean and std must be three finite numbers each, std positive; got {mean}, {std}.")
+    if not fine or len(numbers) != count:
+        raise UserError(f"A student's {what} must be {wanted} from 1 to {LARGEST[what]}; got {list(numbers)}.")
+    return tuple(numbers)
 
 
 def new_student(
-    architecture: str,
-    grid_size: Sequence[int],
-    *,
-    pretrained: bool = False,
-    seed: int | None = None,
-    **options: Any,
+    architecture: str, grid_size: Sequence[int], *, pretrained: bool = False, seed: int | None = None, **options: Any
 ) -> Student:
-    """A student before its first lesson: random weights, or, with `pretrained`, a timm model's from its hub.
+    """A student, with the options of `Student`, before its first lesson: random weights, or a timm model's pretrained.
 
-    Args:
-        architecture, grid_size, options: as `Student` takes them.
-        pretrained: only for a timm model.
-        seed: of the random weights, and of all random numbers after them; None leaves torch's state as it is.
+    `seed` is that of the random weights, and of all random numbers after them; None leaves torch's state as it is.
 
     Raises:
         UserError: see `Student` and `make_backbone`; pretrained weights for an architecture that has none.
@@ -197,14 +184,13 @@ def save_student(student: Student, folder: str | Path) -> None:
 
 def write_student(student: Student, folder: str | Path) -> None:
     """`save_student` for whoever holds the folder's lock; what a killed one has left is removed."""
-    folder = Path(folder)
-    unfinished = folder / UNFINISHED
+    unfinished = Path(folder, ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         student.save_pretrained(unfinished)
         for path in sorted(unfinished.iterdir()):
             path.chmod(0o644)
-            os.replace(path, folder / path.name)
+            os.replace(path, Path(folder, path.name))
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -212,10 +198,7 @@ def write_student(student: Student, folder: str | Path) -> None:
 def load_student(name: str | Path, device: str | torch.device = "cpu") -> Student:
     """Load a student in eval mode.
 
-    Args:
-        name: a folder that `save_pretrained` wrote, the name of an embedded one, such as
-            "digits-convnet-rollout", or a hub name.
-        device: where to put it.
+    It is named by a folder that `save_pretrained` wrote, or as the embedded "digits-convnet-rollout", or by a hub name.
 
     Raises:
         UserError: nothing there, or what is there is no student.
@@ -245,9 +228,7 @@ def load_student(name: str | Path, device: str | torch.device = "cpu") -> Studen
 def load_students(names: str, device: str | torch.device = "cpu") -> dict[str, Student]:
     """Load several students: the last part of a student's name -> student.
 
-    Args:
-        names: as `load_student` takes them, with commas between them; a folder of students stands for all in it.
-        device: where to put them.
+    Names, as `load_student` takes them, have commas between them; a folder of students stands for all in it.
 
     Raises:
         UserError: one of them is no student, or two have the same last part.

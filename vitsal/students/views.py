@@ -21,11 +21,8 @@ def random_views(count: int, generator: torch.Generator) -> Tensor:
     stretch = torch.empty(count).uniform_(-1, 1, generator=generator).mul(math.log(LARGEST_STRETCH)).exp()
     sides = torch.stack([(area * stretch).sqrt(), (area / stretch).sqrt()], dim=1).clamp(max=1)
     shifts = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - sides)
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    views = torch.zeros(count, 2, 3)
-    views[:, 0, 0], views[:, 0, 2] = sides[:, 0] * mirror, shifts[:, 0]
-    views[:, 1, 1], views[:, 1, 2] = sides[:, 1], shifts[:, 1]
-    return views
+    sides[:, 0] *= torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)  # mirrored, or not
+    return torch.cat([sides.diag_embed(), shifts[:, :, None]], dim=2)
 
 
 def warp(images: Tensor, views: Tensor) -> Tensor:
@@ -36,11 +33,8 @@ def warp(images: Tensor, views: Tensor) -> Tensor:
 
 def jitter_colours(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Change brightness, contrast and saturation of each image by up to `strength`: (B, 3, H, W) in [0, 1]."""
-
-    def factors() -> Tensor:
-        drawn = torch.empty(len(pixels), 1, 1, 1).uniform_(1 - strength, 1 + strength, generator=generator)
-        return drawn.to(pixels.device)
-
-    pixels = pixels * factors()
-    pixels = torch.lerp(pixels.mean(dim=(1, 2, 3), keepdim=True), pixels, factors())
-    return torch.lerp(pixels.mean(dim=1, keepdim=True), pixels, factors()).clamp(0, 1)
+    factors = torch.empty(3, len(pixels), 1, 1, 1).uniform_(1 - strength, 1 + strength, generator=generator)
+    brightness, contrast, saturation = factors.to(pixels.device)
+    pixels = pixels * brightness
+    pixels = torch.lerp(pixels.mean(dim=(1, 2, 3), keepdim=True), pixels, contrast)
+    return torch.lerp(pixels.mean(dim=1, keepdim=True), pixels, saturation).clamp(0, 1)
