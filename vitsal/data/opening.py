@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,9 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
 
 
 def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict[str, Image.Image]:
-    """A few pictures of a data set as they are, before any transform: name -> picture, RGB.
+    """A few pictures of a data set, as `open_data` takes it, before any transform: name -> picture, RGB.
 
-    Args:
-        source, split: as `open_data` takes them.
-        limit: how many at most, spread evenly over the data, or the first of a stream; those that cannot be read are
-            left out.
+    They are `limit` at most, spread evenly, or the first of a stream; those that cannot be read are left out.
 
     Raises:
         UserError: nothing there, or no images in it.
@@ -121,16 +118,12 @@ def _timm_stream(source: str, split: str, transform: Transform) -> IterableDatas
         raise UserError("A namespace before the name stands for code from elsewhere, which is not run.")
     hub = source.startswith("hfids/")
     options = {"input_img_mode": "", "num_samples": 1} if hub else {}  # `decode` makes RGB; training needs the number
-    prepare = partial(_prepare, transform)
+    prepare = torchvision.transforms.Compose([decode, transform])
     stream = create_dataset(source, root=None, split=split, transform=prepare, is_training=False, **options)
     if hub:
         stream.reader.builder.as_streaming_dataset(split=split)  # timm would find an unknown split while reading
     stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
     return stream
-
-
-def _prepare(transform: Transform, image: Image.Image) -> Any:
-    return transform(decode(image))
 
 
 def _version(reader: Any) -> str:
@@ -141,11 +134,12 @@ def _version(reader: Any) -> str:
     return getattr(builder.info, "full_name", f"{builder.hash} {builder.config_id} {states}")
 
 
-class _Stream(IterableDataset):
+@dataclass
+class _Stream:
     """A library's stream that ends with its last sample, or with an error that says where it broke."""
 
-    def __init__(self, stream: IterableDataset, source: str) -> None:
-        self.stream, self.source = stream, source
+    stream: IterableDataset
+    source: str
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         number = 0

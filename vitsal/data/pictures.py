@@ -24,9 +24,6 @@ class BrokenImage(ValueError):
     """A file that is no image, one that is damaged, or one that no model can be shown."""
 
 
-BROKEN_IMAGE = (BrokenImage,)
-
-
 def open_image(path: str | Path) -> Image.Image:
     """Open one image file as RGB, turned upright where its camera says how it was held.
 
@@ -37,16 +34,14 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         with decoding(path) as image:
             return upright(image)
-    except BROKEN_IMAGE as error:
+    except BrokenImage as error:
         raise UserError(f"{printable(path)} cannot be read as an image: {error}.") from error
 
 
 def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
-    """Open one image file, or those of a folder: name -> image, RGB. In a folder, broken ones are skipped and named.
+    """Open one image file, or those of a folder, broken ones skipped and named: name -> image, RGB.
 
-    Args:
-        path: the file or folder.
-        limit: number of files at most, spread evenly over the folder in the order of their names.
+    Of a folder, `limit` files at most, spread evenly over it in the order of their names.
 
     Raises:
         UserError: no file, one that is no image, or no image in the folder that can be read.
@@ -102,8 +97,7 @@ def check_shape(image: Image.Image) -> None:
 def decode(source: Image.Image | BinaryIO | str | Path) -> Image.Image:
     """Decode a file, or take an image as it is; RGB either way, as stored: data sets are read as timm reads them.
 
-    Raises:
-        BrokenImage: it cannot be decoded, or is a strip.
+    BrokenImage for what cannot be decoded, and for a strip.
     """
     if isinstance(source, Image.Image):
         check_shape(source)
@@ -135,9 +129,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def spread(length: int, limit: int | None) -> Sequence[int]:
     """`limit` indices spread evenly over `range(length)`, or all of them."""
     count = length if limit is None else min(limit, length)
-    if count == length:
-        return range(length)
-    return [index * length // count for index in range(count)]
+    return range(length) if count == length else [index * length // count for index in range(count)]
 
 
 def warn_of_skipped(skipped: dict[str, str], most: int = 5) -> None:
