@@ -10,7 +10,6 @@ from .images import (
     image_loader as image_loader,
 )
 from .labels import (
-    Classes as Classes,
     by_name as by_name,
     check_classes as check_classes,
     check_labels as check_labels,

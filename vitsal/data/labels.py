@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
@@ -14,19 +14,6 @@ from vitsal.data.images import LabelledImages
 from vitsal.errors import UserError, printable
 
 IMAGENET_CLASSES = 1_000
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The class of each sample, how many classes there are, and their folders where these are numbered in order.
-
-    Where the class of some cannot be told, theirs is -1, and `unclear` says why: who needs no labels may go on.
-    """
-
-    labels: list[int]
-    num_classes: int
-    folders: tuple[str, ...] = ()
-    unclear: str = ""
 
 
 def is_hidden(name: str) -> bool:
@@ -39,11 +26,12 @@ def by_name(name: str) -> tuple:
     return natural_key(name), name
 
 
-def find_classes(paths: Sequence[str], source: str) -> Classes:
-    """Classes of images, from the folders that they lie in.
+def find_classes(paths: Sequence[str], source: str) -> tuple[list[int], dict[str, Any]]:
+    """Labels of images, from the folders that they lie in, and what `IndexedImages` keeps of their classes.
 
     The class is the part of the path that is a WordNet id of ImageNet-1k, if every path has one such part. If none has,
     it is the last folder, and folders are numbered in the order of their names. Messages call the data set `source`.
+    Where the class of some cannot be told, theirs is -1, and `unclear` says why: who needs no labels may go on.
     UserError for images that lie in no folder.
     """
     if not all("/" in path for path in paths):
@@ -54,14 +42,14 @@ def find_classes(paths: Sequence[str], source: str) -> Classes:
         names = [path.split("/")[-2] for path in paths]
         ordered = sorted(set(names), key=by_name)
         numbers = {name: number for number, name in enumerate(ordered)}
-        return Classes([numbers[name] for name in names], len(ordered), tuple(ordered))
+        return [numbers[name] for name in names], {"num_classes": len(ordered), "folders": tuple(ordered)}
     labels = [imagenet[min(found)] if len(found) == 1 else -1 for found in ids]
     folders = {path.rpartition("/")[0] for path, label in zip(paths, labels, strict=True) if label < 0}
     unclear = folders and (
         f"{source} has folders named by WordNet ids of ImageNet, and others that are not, or not by one alone: "
         f"{_some(sorted(folders))}. The class of their images cannot be told: rename or remove them."
     )
-    return Classes(labels, IMAGENET_CLASSES, unclear=unclear or "")
+    return labels, {"num_classes": IMAGENET_CLASSES, "unclear": unclear or ""}
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

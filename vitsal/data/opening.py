@@ -24,9 +24,7 @@ from vitsal.data.sources import FolderImages, HubImages, TarImages, list_folder,
 from vitsal.errors import UserError, printable
 from vitsal.jobs.paths import check_data
 
-STREAMS = ("hfids/", "wds/", "tfds/")
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
-TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
 
 def open_data(source: str, transform: Transform, *, split: str = "validation") -> LabelledImages:
@@ -45,12 +43,12 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
             shards that are missing or are commands.
     """
     check_data(source, split)
-    if source.startswith(STREAMS):
+    if source.startswith(("hfids/", "wds/", "tfds/")):
         return _open_stream(source, transform, split)
     if source.startswith("hfds/"):
         return _open_hub(source, transform, split)
     if source == "digits":
-        scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
+        scenes = DigitScenes("train", 10_000) if split == "train" else DigitScenes("test")  # made as they are needed
         return IndexedImages(scenes, transform, f"digits, {split}", len(scenes.classes))
     if source == "imagenette":
         return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
@@ -61,9 +59,7 @@ def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict
     """A few pictures of a data set, as `open_data` takes it, before any transform: name -> picture, RGB.
 
     They are `limit` at most, spread evenly, or the first of a stream; those that cannot be read are left out.
-
-    Raises:
-        UserError: nothing there, or no images in it.
+    UserError where nothing is there, or no images are in it.
     """
     dataset = open_data(source, to_rgb, split=split)
     samples = dataset.part(dataset.numbers(limit))
@@ -84,9 +80,9 @@ def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
         raise UserError(f"{printable(path)} holds parts, not classes ({', '.join(parts)}); {one}.")
     if not found:
         raise UserError(f"{printable(path)} holds no images ({', '.join(get_img_extensions())}).")
-    classes = find_classes(paths, printable(path))
-    images = (FolderImages if folder else TarImages)(path, found, classes.labels)
-    return IndexedImages(images, transform, source, classes.num_classes, classes.folders, classes.unclear)
+    labels, classes = find_classes(paths, printable(path))
+    images = (FolderImages if folder else TarImages)(path, found, labels)
+    return IndexedImages(images, transform, source, **classes)
 
 
 def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
@@ -106,11 +102,10 @@ def _open_stream(source: str, transform: Transform, split: str) -> StreamedImage
     label = f"{source}, {split}"
     if kind == "wds":
         shards = _open_library(source, split, lambda: open_shards(name, split, transform))
-        dataset, stamp, num_classes = shards, shards.stamp, None
-    else:
-        stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
-        dataset, stamp, num_classes = _Stream(stream, label), _version(stream.reader), len(stream.reader.class_to_idx)
-    return StreamedImages(dataset, label, stamp=stamp, transform=transform, num_classes=num_classes or None)
+        return StreamedImages(shards, label, stamp=shards.stamp, transform=transform)
+    stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
+    dataset, stamp, classes = _Stream(stream, label), _version(stream.reader), stream.reader.class_to_idx
+    return StreamedImages(dataset, label, stamp=stamp, transform=transform, num_classes=len(classes) or None)
 
 
 def _timm_stream(source: str, split: str, transform: Transform) -> IterableDataset:

@@ -27,8 +27,7 @@ class BrokenImage(ValueError):
 def open_image(path: str | Path) -> Image.Image:
     """Open one image file as RGB, turned upright where its camera says how it was held.
 
-    Raises:
-        UserError: there is no such file, or it is no image that can be decoded.
+    UserError where there is no such file, or no image in it that can be decoded.
     """
     check_file("image", path)
     try:
@@ -41,16 +40,13 @@ def open_image(path: str | Path) -> Image.Image:
 def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
     """Open one image file, or those of a folder, broken ones skipped and named: name -> image, RGB.
 
-    Of a folder, `limit` files at most, spread evenly over it in the order of their names.
-
-    Raises:
-        UserError: no file, one that is no image, or no image in the folder that can be read.
+    Of a folder, `limit` files at most, spread evenly over it in the order of their names. UserError where there is no
+    file, one that is no image, or no image in the folder that can be read.
     """
     if not os.path.isdir(path):
         return {printable(Path(path).name): open_image(path)}
-    endings = Image.registered_extensions()
     try:
-        files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in endings)
+        files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in Image.registered_extensions())
     except OSError as error:
         raise UserError(f"The folder {printable(path)} cannot be read: {error.strerror}.") from error
     opened, skipped = {}, {}

@@ -58,7 +58,7 @@ class Pose(NamedTuple):
 
 @cache
 def digit_rows(split: str) -> np.ndarray:
-    """Rows of ``load_digits()`` that a split draws from, int64: every fourth is "test", the others "train"."""
+    """Rows of ``load_digits()`` of a split, int64: every fourth is "test", the others "train"; or a UserError."""
     check_choice("split", split, PHOTOGRAPHS)
     rows = np.arange(len(_load_digits().target))
     return rows[(rows % 4 == 3) == (split == "test")]
@@ -72,7 +72,7 @@ def enlarged_digit(row: int, side: int) -> np.ndarray:
 
 
 def photographs(*names: str) -> dict[str, Image.Image]:
-    """Photographs that come with scikit-image and scikit-learn, RGB: name of the file -> picture.
+    """Photographs that come with scikit-image and scikit-learn, RGB: name of a file -> picture, or FileNotFoundError.
 
     Example:
         >>> photographs("chelsea.png")["chelsea.png"].size
