@@ -103,9 +103,10 @@ def test_photographs_are_those_of_the_two_packages() -> None:
         photographs("dog.png")
 
 
-def test_an_enlarged_digit_is_the_glyph_of_the_scenes_and_keeps_its_strokes() -> None:
-    glyphs, _ = scenes._digits()
-    assert np.array_equal(enlarged_digit(3, scenes.GLYPH), glyphs[3])
+def test_an_enlarged_digit_is_the_glyph_of_the_scenes_and_keeps_its_strokes(monkeypatch: pytest.MonkeyPatch) -> None:
+    glyphs, ink = [], scenes._ink
+    monkeypatch.setattr(scenes, "_ink", lambda glyph, pose: glyphs.append(glyph) or ink(glyph, pose))
+    assert np.array_equal(enlarged_digit(make_scene("test", 0, 0).digit, scenes.GLYPH), glyphs[0])
     large = enlarged_digit(3, 200)
     assert large.shape == (200, 200)
     cells = large[20:-20, 20:-20].reshape(8, 20, 8, 20).mean((1, 3))  # without the empty rim, pixel by pixel

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitsal.data.pictures import BROKEN_IMAGE, MOST_ELONGATED, decode, open_image, to_rgb
+from vitsal.data.pictures import MOST_ELONGATED, BrokenImage, decode, open_image, to_rgb
 from vitsal.data.uploads import LONGEST_SIDE, read_upload
 from vitsal.errors import UserError
 
@@ -140,7 +140,7 @@ def test_damage_of_any_kind_is_told_in_words(kind):
             damaged[chance.randrange(min(len(damaged), chance.choice([64, len(damaged)])))] = chance.randrange(256)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for read, error in [(decode, BROKEN_IMAGE), (lambda file: read_upload(file.read(), "x"), UserError)]:
+            for read, error in [(decode, BrokenImage), (lambda file: read_upload(file.read(), "x"), UserError)]:
                 try:
                     read(io.BytesIO(damaged))
                 except error as refused:

@@ -1,4 +1,3 @@
-from .archives import open_archive as open_archive
 from .images import (
     Batch as Batch,
     IndexedImages as IndexedImages,
@@ -11,7 +10,7 @@ from .images import (
     image_loader as image_loader,
 )
 from .labels import (
-    Classes as Classes,
+    by_name as by_name,
     check_classes as check_classes,
     check_labels as check_labels,
     find_classes as find_classes,
@@ -48,5 +47,6 @@ from .sources import (
     file_stamp as file_stamp,
     list_folder as list_folder,
     list_tar as list_tar,
+    open_archive as open_archive,
 )
 from .uploads import read_upload as read_upload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from vitsal.data.pictures import BROKEN_IMAGE, Transform, decode, spread
+from vitsal.data.pictures import BrokenImage, Transform, decode, spread
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,14 @@ class NumberedImages(Protocol):
 
 @dataclass(eq=False, repr=False)
 class IndexedImages(Dataset):
-    """Images of a source with a length: a folder, a tar file, a Hugging Face data set, or the embedded scenes.
+    """Images of a source with a length: a folder, a tar file, a Hugging Face data set, or the embedded scenes."""
 
-    Args:
-        images: what they are read from.
-        transform: PIL image -> (3, H, W).
-        source: what it was opened from.
-        num_classes: how many classes the labels are of, where that is known.
-        folders: names of the classes, where they are numbered in the order of their folders.
-        unclear: why the labels of some samples cannot be told; "" where all can.
-    """
-
-    images: NumberedImages
-    transform: Transform
-    source: str = ""
-    num_classes: int | None = None
-    folders: tuple[str, ...] = ()
-    unclear: str = ""
+    images: NumberedImages  # what they are read from
+    transform: Transform  # PIL image -> (3, H, W)
+    source: str = ""  # what it was opened from
+    num_classes: int | None = None  # how many classes the labels are of, where that is known
+    folders: tuple[str, ...] = ()  # names of the classes, where they are numbered in the order of their folders
+    unclear: str = ""  # why the labels of some samples cannot be told; "" where all can
     streamed = False
 
     def __len__(self) -> int:
@@ -80,7 +71,7 @@ class IndexedImages(Dataset):
         source, label, *_ = self.images.read(index)
         try:
             image = decode(source)
-        except BROKEN_IMAGE as error:
+        except BrokenImage as error:
             return Sample(index, None, int(label), problem=str(error))
         return Sample(index, self.transform(image), int(label))
 
@@ -119,24 +110,15 @@ class StreamedImages(IterableDataset):
     """Images of a source without random access: Hugging Face streaming, WebDataset shards, TensorFlow data sets.
 
     Its samples have no names to tell it by: they are numbered. One that cannot be read is an error.
-
-    Args:
-        dataset: images and labels, the images transformed.
-        source: what it was opened from.
-        first, last: numbers of the samples that come out of it, `last` excluded.
-        stamp: what tells its content from what may stand in its place another day: its shards with their sizes and
-            times, say.
-        transform: what was done to the images.
-        num_classes: how many classes the labels are of, where that is known.
     """
 
-    dataset: IterableDataset
-    source: str = ""
-    first: int = 0
-    last: int | None = None
-    stamp: str = ""
-    transform: Transform | None = None
-    num_classes: int | None = None
+    dataset: Iterable[tuple[Any, int]]  # images, transformed, and labels
+    source: str = ""  # what it was opened from
+    first: int = 0  # number of the first sample that comes out of it
+    last: int | None = None  # number of the sample that it ends before
+    stamp: str = ""  # tells its content from what may stand in its place another day: its shards' sizes and times, say
+    transform: Transform | None = None  # what was done to the images
+    num_classes: int | None = None  # how many classes the labels are of, where that is known
     streamed, folders, unclear = True, (), ""  # a stream's labels come with it
 
     def __iter__(self) -> Iterator[Sample]:
@@ -176,17 +158,11 @@ LabelledImages = IndexedImages | StreamedImages  # as `open_data` returns them
 
 
 def batches(
-    dataset: LabelledImages,
-    batch_size: int = 32,
-    *,
-    first: int = 0,
-    limit: int | None = None,
-    num_workers: int = 0,
+    dataset: LabelledImages, batch_size: int = 32, *, first: int = 0, limit: int | None = None, num_workers: int = 0
 ) -> Iterator[Batch]:
-    """Go through a data set in order, in batches.
+    """Go through a data set, as `open_data` returns it, in order, in batches.
 
     Args:
-        dataset: as `open_data` returns it.
         batch_size: samples per batch; the last one may be smaller.
         first: samples to pass over, to go on where another run stopped.
         limit: stop after so many samples of the data set; None goes to the end. Over an indexed data set they are
@@ -203,12 +179,7 @@ def batches(
 def image_loader(
     dataset: LabelledImages, numbers: Sequence[int] | slice, batch_size: int, num_workers: int = 0
 ) -> DataLoader:
-    """Batches that accelerate can share out among processes.
-
-    Args:
-        dataset: as `open_data` returns it.
-        numbers: samples to take, in this order; of a stream, a slice of it.
-        batch_size, num_workers: see `batches`.
+    """Batches of these samples, in this order, or of a slice of a stream, that accelerate can share out to processes.
 
     Returns:
         A loader of dictionaries: `images` (G, 3, H, W) of the G samples that are readable, `labels`, `indices` and

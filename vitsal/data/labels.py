@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 from timm.data import ImageNetInfo
 from timm.utils.misc import natural_key
@@ -17,61 +16,40 @@ from vitsal.errors import UserError, printable
 IMAGENET_CLASSES = 1_000
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The class of each sample, how many classes there are, and their folders where these are numbered in order.
-
-    Where the class of some cannot be told, theirs is -1, and `unclear` says why: who needs no labels may go on.
-    """
-
-    labels: list[int]
-    num_classes: int
-    folders: tuple[str, ...] = ()
-    unclear: str = ""
-
-
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the data's own: `.ipynb_checkpoints`, `._image.jpg`, `__MACOSX`, ..."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def find_classes(paths: Sequence[str], source: str) -> Classes:
-    """Classes of images, from the folders that they lie in.
+def by_name(name: str) -> tuple:
+    """Key to sort names by, as timm does: "2" before "10"."""
+    return natural_key(name), name
+
+
+def find_classes(paths: Sequence[str], source: str) -> tuple[list[int], dict[str, Any]]:
+    """Labels of images, from the folders that they lie in, and what `IndexedImages` keeps of their classes.
 
     The class is the part of the path that is a WordNet id of ImageNet-1k, if every path has one such part. If none has,
-    it is the last folder, and folders are numbered in the order of their names.
-
-    Args:
-        paths: of the images, within the data set, with "/" between their parts.
-        source: what to call the data set in messages.
-
-    Raises:
-        UserError: images that lie in no folder.
+    it is the last folder, and folders are numbered in the order of their names. Messages call the data set `source`.
+    Where the class of some cannot be told, theirs is -1, and `unclear` says why: who needs no labels may go on.
+    UserError for images that lie in no folder.
     """
     if not all("/" in path for path in paths):
         raise UserError(f"{source} holds images that lie in no class folder; their class is the name of their folder.")
-    imagenet = _imagenet()
+    imagenet = {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
     ids = [{part for part in path.split("/")[:-1] if part in imagenet} for path in paths]
     if not any(ids):
-        return _in_order([path.split("/")[-2] for path in paths])
+        names = [path.split("/")[-2] for path in paths]
+        ordered = sorted(set(names), key=by_name)
+        numbers = {name: number for number, name in enumerate(ordered)}
+        return [numbers[name] for name in names], {"num_classes": len(ordered), "folders": tuple(ordered)}
     labels = [imagenet[min(found)] if len(found) == 1 else -1 for found in ids]
     folders = {path.rpartition("/")[0] for path, label in zip(paths, labels, strict=True) if label < 0}
     unclear = folders and (
         f"{source} has folders named by WordNet ids of ImageNet, and others that are not, or not by one alone: "
         f"{_some(sorted(folders))}. The class of their images cannot be told: rename or remove them."
     )
-    return Classes(labels, IMAGENET_CLASSES, unclear=unclear or "")
-
-
-def _in_order(names: list[str]) -> Classes:
-    folders = sorted(set(names), key=lambda name: (natural_key(name), name))
-    numbers = {name: number for number, name in enumerate(folders)}
-    return Classes([numbers[name] for name in names], len(folders), tuple(folders))
-
-
-@cache
-def _imagenet() -> dict[str, int]:
-    return {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
+    return labels, {"num_classes": IMAGENET_CLASSES, "unclear": unclear or ""}
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
@@ -84,9 +62,7 @@ def check_classes(dataset: LabelledImages, target: nn.Module) -> None:
     """Refuse data whose classes cannot be the target's; say so where they are its own by nothing but their order.
 
     Streams, whose number of classes nobody knows beforehand, pass; their labels are looked at one by one.
-
-    Raises:
-        UserError: the class of some images cannot be told, or the data has another number of classes than the target.
+    UserError where the class of some images cannot be told, or the target has another number of classes.
     """
     if dataset.unclear:
         raise UserError(dataset.unclear)
@@ -111,12 +87,11 @@ def check_classes(dataset: LabelledImages, target: nn.Module) -> None:
 
 def check_labels(labels: Tensor, target: nn.Module) -> None:
     """Raise UserError if the target has not all of the classes that the data names."""
-    if labels.min() < 0:
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0:
+        raise UserError(f"The data has label {low}: this part of it is not labelled; choose another split.")
+    if high >= target.num_classes:
         raise UserError(
-            f"The data has label {labels.min().item()}: this part of it is not labelled; choose another split."
-        )
-    if labels.max() >= target.num_classes:
-        raise UserError(
-            f"The data has class {labels.max().item()}, but the target knows classes 0 to {target.num_classes - 1}: "
+            f"The data has class {high}, but the target knows classes 0 to {target.num_classes - 1}: "
             "data and target do not belong together."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,7 @@ from vitsal.data.sources import FolderImages, HubImages, TarImages, list_folder,
 from vitsal.errors import UserError, printable
 from vitsal.jobs.paths import check_data
 
-STREAMS = ("hfids/", "wds/", "tfds/")
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
-TRAIN_SCENES = 10_000  # made on the fly: a limit makes only what is needed of them
 
 
 def open_data(source: str, transform: Transform, *, split: str = "validation") -> LabelledImages:
@@ -45,12 +43,12 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
             shards that are missing or are commands.
     """
     check_data(source, split)
-    if source.startswith(STREAMS):
+    if source.startswith(("hfids/", "wds/", "tfds/")):
         return _open_stream(source, transform, split)
     if source.startswith("hfds/"):
         return _open_hub(source, transform, split)
     if source == "digits":
-        scenes = DigitScenes("train", TRAIN_SCENES) if split == "train" else DigitScenes("test")
+        scenes = DigitScenes("train", 10_000) if split == "train" else DigitScenes("test")  # made as they are needed
         return IndexedImages(scenes, transform, f"digits, {split}", len(scenes.classes))
     if source == "imagenette":
         return _open_files(str(_imagenette(split)), transform, f"imagenette, {split}")
@@ -58,15 +56,10 @@ def open_data(source: str, transform: Transform, *, split: str = "validation") -
 
 
 def open_pictures(source: str, limit: int, *, split: str = "validation") -> dict[str, Image.Image]:
-    """A few pictures of a data set as they are, before any transform: name -> picture, RGB.
+    """A few pictures of a data set, as `open_data` takes it, before any transform: name -> picture, RGB.
 
-    Args:
-        source, split: as `open_data` takes them.
-        limit: how many at most, spread evenly over the data, or the first of a stream; those that cannot be read are
-            left out.
-
-    Raises:
-        UserError: nothing there, or no images in it.
+    They are `limit` at most, spread evenly, or the first of a stream; those that cannot be read are left out.
+    UserError where nothing is there, or no images are in it.
     """
     dataset = open_data(source, to_rgb, split=split)
     samples = dataset.part(dataset.numbers(limit))
@@ -87,9 +80,9 @@ def _open_files(path: str, transform: Transform, source: str) -> IndexedImages:
         raise UserError(f"{printable(path)} holds parts, not classes ({', '.join(parts)}); {one}.")
     if not found:
         raise UserError(f"{printable(path)} holds no images ({', '.join(get_img_extensions())}).")
-    classes = find_classes(paths, printable(path))
-    images = (FolderImages if folder else TarImages)(path, found, classes.labels)
-    return IndexedImages(images, transform, source, classes.num_classes, classes.folders, classes.unclear)
+    labels, classes = find_classes(paths, printable(path))
+    images = (FolderImages if folder else TarImages)(path, found, labels)
+    return IndexedImages(images, transform, source, **classes)
 
 
 def _open_hub(source: str, transform: Transform, split: str) -> IndexedImages:
@@ -109,11 +102,10 @@ def _open_stream(source: str, transform: Transform, split: str) -> StreamedImage
     label = f"{source}, {split}"
     if kind == "wds":
         shards = _open_library(source, split, lambda: open_shards(name, split, transform))
-        dataset, stamp, num_classes = shards, shards.stamp, None
-    else:
-        stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
-        dataset, stamp, num_classes = _Stream(stream, label), _version(stream.reader), len(stream.reader.class_to_idx)
-    return StreamedImages(dataset, label, stamp=stamp, transform=transform, num_classes=num_classes or None)
+        return StreamedImages(shards, label, stamp=shards.stamp, transform=transform)
+    stream = _open_library(source, split, lambda: _timm_stream(source, split, transform))
+    dataset, stamp, classes = _Stream(stream, label), _version(stream.reader), stream.reader.class_to_idx
+    return StreamedImages(dataset, label, stamp=stamp, transform=transform, num_classes=len(classes) or None)
 
 
 def _timm_stream(source: str, split: str, transform: Transform) -> IterableDataset:
@@ -121,16 +113,12 @@ def _timm_stream(source: str, split: str, transform: Transform) -> IterableDatas
         raise UserError("A namespace before the name stands for code from elsewhere, which is not run.")
     hub = source.startswith("hfids/")
     options = {"input_img_mode": "", "num_samples": 1} if hub else {}  # `decode` makes RGB; training needs the number
-    prepare = partial(_prepare, transform)
+    prepare = torchvision.transforms.Compose([decode, transform])
     stream = create_dataset(source, root=None, split=split, transform=prepare, is_training=False, **options)
     if hub:
         stream.reader.builder.as_streaming_dataset(split=split)  # timm would find an unknown split while reading
     stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
     return stream
-
-
-def _prepare(transform: Transform, image: Image.Image) -> Any:
-    return transform(decode(image))
 
 
 def _version(reader: Any) -> str:
@@ -141,11 +129,12 @@ def _version(reader: Any) -> str:
     return getattr(builder.info, "full_name", f"{builder.hash} {builder.config_id} {states}")
 
 
-class _Stream(IterableDataset):
+@dataclass
+class _Stream:
     """A library's stream that ends with its last sample, or with an error that says where it broke."""
 
-    def __init__(self, stream: IterableDataset, source: str) -> None:
-        self.stream, self.source = stream, source
+    stream: IterableDataset
+    source: str
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         number = 0

@@ -24,38 +24,29 @@ class BrokenImage(ValueError):
     """A file that is no image, one that is damaged, or one that no model can be shown."""
 
 
-BROKEN_IMAGE = (BrokenImage,)
-
-
 def open_image(path: str | Path) -> Image.Image:
     """Open one image file as RGB, turned upright where its camera says how it was held.
 
-    Raises:
-        UserError: there is no such file, or it is no image that can be decoded.
+    UserError where there is no such file, or no image in it that can be decoded.
     """
     check_file("image", path)
     try:
         with decoding(path) as image:
             return upright(image)
-    except BROKEN_IMAGE as error:
+    except BrokenImage as error:
         raise UserError(f"{printable(path)} cannot be read as an image: {error}.") from error
 
 
 def open_images(path: str | Path, limit: int) -> dict[str, Image.Image]:
-    """Open one image file, or those of a folder: name -> image, RGB. In a folder, broken ones are skipped and named.
+    """Open one image file, or those of a folder, broken ones skipped and named: name -> image, RGB.
 
-    Args:
-        path: the file or folder.
-        limit: number of files at most, spread evenly over the folder in the order of their names.
-
-    Raises:
-        UserError: no file, one that is no image, or no image in the folder that can be read.
+    Of a folder, `limit` files at most, spread evenly over it in the order of their names. UserError where there is no
+    file, one that is no image, or no image in the folder that can be read.
     """
     if not os.path.isdir(path):
         return {printable(Path(path).name): open_image(path)}
-    endings = Image.registered_extensions()
     try:
-        files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in endings)
+        files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in Image.registered_extensions())
     except OSError as error:
         raise UserError(f"The folder {printable(path)} cannot be read: {error.strerror}.") from error
     opened, skipped = {}, {}
@@ -102,8 +93,7 @@ def check_shape(image: Image.Image) -> None:
 def decode(source: Image.Image | BinaryIO | str | Path) -> Image.Image:
     """Decode a file, or take an image as it is; RGB either way, as stored: data sets are read as timm reads them.
 
-    Raises:
-        BrokenImage: it cannot be decoded, or is a strip.
+    BrokenImage for what cannot be decoded, and for a strip.
     """
     if isinstance(source, Image.Image):
         check_shape(source)
@@ -135,9 +125,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def spread(length: int, limit: int | None) -> Sequence[int]:
     """`limit` indices spread evenly over `range(length)`, or all of them."""
     count = length if limit is None else min(limit, length)
-    if count == length:
-        return range(length)
-    return [index * length // count for index in range(count)]
+    return range(length) if count == length else [index * length // count for index in range(count)]
 
 
 def warn_of_skipped(skipped: dict[str, str], most: int = 5) -> None:

@@ -34,6 +34,7 @@ PHOTOGRAPHS = {
     ),
     "test": ("chelsea.png", "china.jpg", "coffee.png", "coins.png", "rocket.jpg"),
 }  # fmt: skip
+_load_digits = cache(sklearn.datasets.load_digits)
 
 
 class Scene(NamedTuple):
@@ -57,39 +58,21 @@ class Pose(NamedTuple):
 
 @cache
 def digit_rows(split: str) -> np.ndarray:
-    """Rows of ``load_digits()`` that a split draws from, int64: every fourth is test, the others train.
-
-    Raises:
-        UserError: for an unknown split.
-    """
+    """Rows of ``load_digits()`` of a split, int64: every fourth is "test", the others "train"; or a UserError."""
     check_choice("split", split, PHOTOGRAPHS)
-    rows = np.arange(len(_digits()[1]))
+    rows = np.arange(len(_load_digits().target))
     return rows[(rows % 4 == 3) == (split == "test")]
 
 
 @cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Glyphs (1797, 80, 80) uint8, smoothly enlarged, and labels (1797,)."""
-    digits = sklearn.datasets.load_digits()
-    return np.stack([_enlarged(image, GLYPH) for image in digits.images]), digits.target
-
-
-def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """One of those 8 x 8 digits, (8, 8) in 0..16, with an empty pixel around it: (side, side) uint8, smooth."""
-    padded = np.pad(image / 16 * 255, 1).astype(np.uint8)
+def enlarged_digit(row: int, side: int) -> np.ndarray:
+    """A handwritten digit, row `row` of ``load_digits()``, light on dark and smoothly enlarged: (side, side) uint8."""
+    padded = np.pad(_load_digits().images[row] / 16 * 255, 1).astype(np.uint8)  # an empty pixel around it
     return np.asarray(Image.fromarray(padded).resize((side, side), BICUBIC))
 
 
-def enlarged_digit(row: int, side: int) -> np.ndarray:
-    """A handwritten digit, row `row` of ``load_digits()``, light on dark and smoothly enlarged: (side, side) uint8."""
-    return _enlarged(sklearn.datasets.load_digits().images[row], side)
-
-
 def photographs(*names: str) -> dict[str, Image.Image]:
-    """Photographs that come with scikit-image and scikit-learn, RGB: name of the file -> picture.
-
-    Raises:
-        FileNotFoundError: there is none of this name.
+    """Photographs that come with scikit-image and scikit-learn, RGB: name of a file -> picture, or FileNotFoundError.
 
     Example:
         >>> photographs("chelsea.png")["chelsea.png"].size
@@ -111,12 +94,6 @@ def _small_photograph(name: str) -> Image.Image:
     image = photographs(name)[name]
     image.thumbnail((3 * SIZE, 3 * SIZE))
     return image
-
-
-def _random_pose(rng: np.random.Generator) -> Pose:
-    side = rng.uniform(44, 54)
-    center = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
-    return Pose(center, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15))
 
 
 def _ink(glyph: np.ndarray, pose: Pose) -> np.ndarray:
@@ -180,33 +157,26 @@ def _backdrop(rng: np.random.Generator, photograph: Image.Image, pose: Pose) -> 
 def make_scene(split: str, seed: int, index: int) -> Scene:
     """Scene ``index`` of a split: the same arguments give the same bits, whatever was made before."""
     rng = np.random.default_rng([list(PHOTOGRAPHS).index(split), seed, index])
-    glyphs, labels = _digits()
     digit = int(rng.choice(digit_rows(split)))
     photograph = str(rng.choice(PHOTOGRAPHS[split]))
-    pose = _random_pose(rng)
-    ink = _ink(glyphs[digit], pose)
+    side = rng.uniform(44, 54)
+    center = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
+    pose = Pose(center, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15))
+    ink = _ink(enlarged_digit(digit, GLYPH), pose)
     mask = ink > 0
     backdrop = _backdrop(rng, _small_photograph(photograph), pose)
     colour = _standout_colour(rng, backdrop[mask].mean(0))
     image = backdrop.copy()
     image[mask] += ink[mask, None] * (colour - backdrop[mask])
-    return Scene(image.astype(np.uint8), mask, int(labels[digit]), digit, photograph)
+    return Scene(image.astype(np.uint8), mask, int(_load_digits().target[digit]), digit, photograph)
 
 
 class DigitScenes(torch.utils.data.Dataset):
     """Scenes of one digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
 
     The image is a ``PIL.Image`` (RGB, 112 x 112), or what ``transform`` makes of it; the label is the digit.
-    Scene i depends on (split, seed, i) only, so a larger data set begins with the scenes of a smaller one.
-
-    Args:
-        split: "train" or "test"; they share neither digits nor photographs.
-        size: number of scenes.
-        seed: non-negative; another seed gives other scenes of the same digits and photographs.
-        transform: applied to each image.
-
-    Raises:
-        UserError: for an unknown split.
+    Scene i depends on (split, seed, i) only, so a larger data set begins with the scenes of a smaller one; another
+    seed, non-negative, gives other scenes of the same digits and photographs. UserError for an unknown split.
 
     Example:
         >>> scenes = DigitScenes("test", size=100)
@@ -217,13 +187,7 @@ class DigitScenes(torch.utils.data.Dataset):
 
     classes: tuple[str, ...] = tuple("0123456789")
 
-    def __init__(
-        self,
-        split: str = "test",
-        size: int = 1000,
-        seed: int = 0,
-        transform: Callable | None = None,
-    ) -> None:
+    def __init__(self, split: str = "test", size: int = 1000, seed: int = 0, transform: Callable | None = None) -> None:
         self.split = check_choice("split", split, PHOTOGRAPHS)
         self.size, self.seed, self.transform = size, seed, transform
 

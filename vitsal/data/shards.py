@@ -10,18 +10,16 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from torch.utils.data import IterableDataset
-
-from vitsal.data.archives import open_archive
 from vitsal.data.labels import is_hidden
-from vitsal.data.pictures import BROKEN_IMAGE, Transform, decode
-from vitsal.data.sources import file_stamp
+from vitsal.data.pictures import BrokenImage, Transform, decode
+from vitsal.data.sources import file_stamp, open_archive
 from vitsal.errors import UserError, check_choice, printable
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")  # of files' endings
@@ -29,17 +27,13 @@ INFO_FILES = ("_info.json", "info.json")
 MOST_SHARDS = 100_000
 
 
-class ShardImages(IterableDataset):
-    """Images, transformed, and labels of shards, in their order, each once.
+@dataclass
+class ShardImages:
+    """Images, transformed, and labels of shards, in their order, each once."""
 
-    Args:
-        shards: paths and URLs.
-        label_key: the field of each sample's JSON that holds its label; "" where a file `.cls` does.
-        transform: PIL image -> (3, H, W).
-    """
-
-    def __init__(self, shards: list[str], label_key: str, transform: Transform) -> None:
-        self.shards, self.label_key, self.transform = shards, label_key, transform
+    shards: list[str]  # paths and URLs
+    label_key: str  # the field of each sample's JSON that holds its label; "" where a file `.cls` does
+    transform: Transform  # PIL image -> (3, H, W)
 
     @property
     def stamp(self) -> str:
@@ -63,7 +57,7 @@ class ShardImages(IterableDataset):
             return decode(BytesIO(content)), int(label)
         except StopIteration:
             problem = f"it has no image ({', '.join(IMAGE_KEYS)})"
-        except BROKEN_IMAGE as error:
+        except BrokenImage as error:
             problem = str(error)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             problem = f"it has no label that is a number ({error})"
@@ -74,12 +68,9 @@ class ShardImages(IterableDataset):
 
 
 def open_shards(root: str, split: str, transform: Transform) -> ShardImages:
-    """Find the shards of a data set, all of which must be there.
+    """Find the shards of a data set in a folder or below a URL; all of them must be there.
 
-    Args:
-        root: folder or URL of the shards.
-        split: a name that `_info.json` beside the shards knows, or the shards' names, such as "val-{000..099}.tar".
-        transform: PIL image -> (3, H, W).
+    Its split is a name that `_info.json` beside the shards knows, or the shards' names, such as "val-{000..099}.tar".
 
     Raises:
         UserError: an unknown split, a shard that is missing, or one that is neither a file nor on the web.
@@ -114,11 +105,8 @@ def _expand(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)  # braceexpand would make each as a whole
-    names = []
-    if (
-        pattern.count("{") <= math.log2(MOST_SHARDS)
-        and sum(abs(int(last) - int(first)) for first, last in ranges) < MOST_SHARDS
-    ):
+    names, made = [], sum(abs(int(last) - int(first)) for first, last in ranges)
+    if pattern.count("{") <= math.log2(MOST_SHARDS) and made < MOST_SHARDS:
         names = [name for part in pattern.split("::") for name in islice(braceexpand(part), MOST_SHARDS + 1)]
     if not 0 < len(names) <= MOST_SHARDS:
         raise UserError(f"The split {pattern!r} stands for no list of 1 to {MOST_SHARDS:,} shards.")
@@ -158,7 +146,7 @@ def _files(shard: str) -> Iterator[dict[str, Any]]:
     with _open(shard) as file, open_archive(file, "r|*") as archive:
         for member in archive:
             archive.members = []  # or all that has been read stays in memory
-            if member.isreg() and not any(_is_meta(part) for part in member.name.split("/")):
+            if member.isreg() and not any(map(_is_meta, member.name.split("/"))):
                 yield {"fname": member.name, "data": archive.extractfile(member).read(), "__url__": shard}
 
 

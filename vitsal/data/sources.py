@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from timm.data.readers import get_img_extensions
-from timm.utils.misc import natural_key
 
-from vitsal.data.archives import open_archive
-from vitsal.data.labels import is_hidden
+from vitsal.data.labels import by_name, is_hidden
 from vitsal.errors import printable
 
 
@@ -53,11 +52,7 @@ def file_stamp(path: str) -> str:
 
 def list_folder(folder: str) -> list[str]:
     """Paths of the images below a folder, in the order of their names; hidden files and folders are passed over."""
-    return sorted(_images_below(folder), key=_order)
-
-
-def _order(path: str) -> tuple:
-    return natural_key(path), path
+    return sorted(_images_below(folder), key=by_name)
 
 
 def _images_below(folder: str, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -79,6 +74,27 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in get_img_extensions(as_set=True)
 
 
+class _WholeInfo(tarfile.TarInfo):
+    """Members of an archive whose end is marked: Python's tarfile takes a damaged header, or none, for the end too."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            or_none = "" if archive.offset else ", or no tar file at all"
+            raise tarfile.ReadError(
+                f"it is damaged or cut off at byte {archive.offset:,}{or_none} ({error})"
+            ) from error
+
+
+def open_archive(file: BinaryIO, mode: str) -> tarfile.TarFile:
+    """Open a tar file that is read as a whole: one that is damaged, or has no end, raises `tarfile.ReadError`."""
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=_WholeInfo)
+
+
 class Member(NamedTuple):
     """An image in a tar file: its path there, and its bytes within the file."""
 
@@ -90,11 +106,10 @@ class Member(NamedTuple):
 def list_tar(path: str) -> list[Member]:
     """Images in a tar file, in the order of their names; a tar file in it counts as a folder, as timm has it.
 
-    Raises:
-        tarfile.TarError: the file is damaged, or cut off.
+    `tarfile.TarError` for a file that is damaged, or cut off.
     """
     with open(path, "rb") as file:
-        return sorted(_images_in(file), key=lambda member: _order(member.path))
+        return sorted(_images_in(file), key=lambda member: by_name(member.path))
 
 
 def _images_in(file: Any, prefix: str = "", start: int = 0) -> Iterator[Member]:

@@ -7,22 +7,17 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from vitsal.data.pictures import BROKEN_IMAGE, decoding, upright
+from vitsal.data.pictures import BrokenImage, decoding, upright
 from vitsal.errors import UserError, printable
 
 LONGEST_SIDE = 2_048  # pixels; more than any model reads, little enough to keep many
 
 
 def read_upload(content: bytes, name: str) -> tuple[Image.Image, str]:
-    """Read a picture from the bytes of a file.
-
-    Args:
-        content: the file's bytes.
-        name: what to call it in messages.
+    """Read a picture from the bytes of a file, which messages call by this name.
 
     Returns:
-        The picture, RGB, upright, no side longer than LONGEST_SIDE; and a sentence that tells its size and what was
-        done to it.
+        The picture, RGB, upright, no side longer than LONGEST_SIDE; and a sentence: its size, what was done to it.
 
     Raises:
         UserError: the file is empty, no picture, damaged, or too big to be decoded safely.
@@ -37,7 +32,7 @@ def read_upload(content: bytes, name: str) -> tuple[Image.Image, str]:
                 remarks = _remarks(image)
                 image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # JPEG is decoded at a fraction of its size at once
                 picture = upright(image)
-    except BROKEN_IMAGE as error:
+    except BrokenImage as error:
         raise UserError(f"{name} {_refusal(error)}") from error
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture, "; ".join([f"{name}: {picture.width} x {picture.height} pixels", *remarks]) + "."

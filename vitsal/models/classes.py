@@ -31,9 +31,7 @@ def class_names(model: nn.Module) -> list[str]:
     if len(own) == model.num_classes:
         return [str(name) for name in own]
     subset = infer_imagenet_subset(model)
-    if subset is None:
-        return [str(index) for index in range(model.num_classes)]
-    return list(_imagenet_names(subset))
+    return list(_imagenet_names(subset)) if subset else [str(index) for index in range(model.num_classes)]
 
 
 @cache
@@ -44,6 +42,6 @@ def _imagenet_names(subset: str) -> tuple[str, ...]:
 
 def top_classes(logits: Tensor, names: list[str], count: int = 5) -> list[Prediction]:
     """The likeliest classes of one image, likeliest first: (classes,) -> `count` of them, or all there are."""
-    probabilities, indices = logits.softmax(dim=0).topk(min(count, len(names)))
-    pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
-    return [Prediction(index, names[index], probability) for index, probability in pairs]
+    probabilities = logits.softmax(dim=0)
+    likeliest = probabilities.topk(min(count, len(names))).indices.tolist()
+    return [Prediction(index, names[index], float(probabilities[index])) for index in likeliest]

@@ -1,11 +1,6 @@
 """Three small ViTs for the digit scenes, registered with timm; their weights lie in `vitsal/embedded`.
 
-All take images (B, 3, 112, 112) as 14 x 14 patches of 8 pixels, and tell the digit from their class token:
-
-- ``vitsal_digits_target``: the target.
-- ``vitsal_digits_target_drop``: the same, fine-tuned with random patches dropped, a stand-in for MAE models.
-- ``vitsal_digits_guide``: the guide, about a sixth of the target's operations.
-
+All take images (B, 3, 112, 112) as 14 x 14 patches of 8 pixels, and tell the digit from their class token.
 Trained by ``python -m vitsal.embedded.train`` on ``vitsal.data.scenes``; after ``import vitsal.models.digits``,
 ``timm.create_model("vitsal_digits_target", pretrained=True)`` gives one, without a download.
 """
@@ -22,32 +17,25 @@ TARGET = {"embed_dim": 96, "depth": 6, "num_heads": 3}
 GUIDE = {"embed_dim": 48, "depth": 3, "num_heads": 3}
 
 
-def _cfg(name: str) -> dict[str, Any]:
-    return {
-        "file": str(WEIGHTS / f"{name}.safetensors"),
-        "num_classes": 10,
-        "input_size": (3, 112, 112),
-        "pool_size": None,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "mit",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"{name}.digit_scenes": _cfg(name) for name in MODEL_NAMES})
+CFG = {
+    "num_classes": 10,
+    "input_size": (3, 112, 112),
+    "crop_pct": 1.0,
+    "fixed_input_size": True,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+    "license": "mit",
+}
+_files = {name: {"file": str(WEIGHTS / f"{name}.safetensors")} for name in MODEL_NAMES}
+default_cfgs = generate_default_cfgs({f"{name}.digit_scenes": file | CFG for name, file in _files.items()})
 
 
 def _create(name: str, pretrained: bool, size: dict[str, int], options: dict[str, Any]) -> VisionTransformer:
-    arguments = {"img_size": 112, "patch_size": 8, "num_classes": 10} | size | options
-    # the filter lets positions be interpolated where another img_size is asked for
-    return build_model_with_cfg(
-        VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **arguments
-    )
+    options = {"img_size": 112, "patch_size": 8, "num_classes": 10} | size | options
+    options["pretrained_filter_fn"] = checkpoint_filter_fn  # interpolates positions where another img_size is asked for
+    return build_model_with_cfg(VisionTransformer, name, pretrained, **options)
 
 
 @register_model
@@ -58,11 +46,11 @@ def vitsal_digits_target(pretrained: bool = False, **options: Any) -> VisionTran
 
 @register_model
 def vitsal_digits_target_drop(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """The target, fine-tuned on scenes with up to 90 % of their patches dropped at random."""
+    """The target, fine-tuned with up to 90 % of each scene's patches dropped at random, a stand-in for MAE models."""
     return _create("vitsal_digits_target_drop", pretrained, TARGET, options)
 
 
 @register_model
 def vitsal_digits_guide(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """The guide: three blocks of width 48."""
+    """The guide: three blocks of width 48, about a sixth of the target's operations."""
     return _create("vitsal_digits_guide", pretrained, GUIDE, options)

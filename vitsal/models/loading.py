@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -14,6 +16,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.types import Device
 
 from vitsal.errors import UserError, cut, is_out_of_memory, quoted, suggestion
 from vitsal.models.digits import MODEL_NAMES  # and registers the embedded models with timm
@@ -26,14 +29,9 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
 def load_model(
-    name: str,
-    checkpoint: str | Path | None = None,
-    *,
-    pretrained: bool = True,
-    device: str | torch.device = "cpu",
-    **options: object,
+    name: str, checkpoint: str | Path | None = None, *, pretrained: bool = True, device: Device = "cpu", **options: Any
 ) -> nn.Module:
-    """Load a timm ViT in eval mode.
+    """Load a timm ViT in eval mode, onto a device.
 
     Weights are looked for in this order: `checkpoint`; `<name>.safetensors` in the folder that the environment
     variable VITSAL_WEIGHTS_DIR names; the hub (or the package itself, for the embedded models), and a download is
@@ -45,7 +43,6 @@ def load_model(
         checkpoint: a safetensors file, or a pickled one, which is read with `weights_only=True`; what training code
             saves beside the weights, {"model": ..., "optimizer": ..., "args": ...}, is passed over.
         pretrained: False gives random weights, and then no checkpoint may be named.
-        device: where to put the model.
         options: passed to `timm.create_model`, such as `img_size=(224, 160)`.
 
     Returns:
@@ -67,22 +64,15 @@ def load_model(
 
 
 def load_sized_model(
-    name: str,
-    size: tuple[int, int] | None,
-    checkpoint: str | Path | None = None,
-    *,
-    device: str | torch.device = "cpu",
+    name: str, size: tuple[int, int] | None, checkpoint: str | Path | None = None, *, device: Device = "cpu"
 ) -> nn.Module:
     """`load_model` for images of this size, (H, W) in pixels; None leaves the model's own.
 
-    Raises:
-        UserError: a size that is no whole number of patches, or what `load_model` raises.
+    UserError for a size that is no whole number of patches.
     """
-    if size is None:
-        return load_model(name, checkpoint, device=device)
-    model = load_model(name, checkpoint, device=device, img_size=size)
+    model = load_model(name, checkpoint, device=device, **({"img_size": size} if size else {}))
     patch = model.patch_embed.patch_size
-    if any(pixels % step for pixels, step in zip(size, patch, strict=True)):
+    if size and any(pixels % step for pixels, step in zip(size, patch, strict=True)):
         raise UserError(
             f"The image size {size[0]},{size[1]} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
         )
@@ -91,9 +81,9 @@ def load_sized_model(
 
 def _check_name(name: str) -> None:
     source, colon, place = name.partition(":")
-    if colon and source in SOURCES and place.strip():
-        return
     if colon:
+        if source in SOURCES and place.strip():
+            return
         raise UserError(
             f"Unknown model {quoted(name)}: hf-hub:OWNER/NAME names one of the hub, local-dir:FOLDER a folder."
         )
@@ -135,33 +125,26 @@ def find_weights(name: str) -> str:
     if name.partition(".")[0] in MODEL_NAMES:
         return "embedded"
     repository, _, revision = _hub_id(name).partition("@")
-    cached = repository and any(
-        isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in HUB_FILES
-    )
-    return "hub cache" if cached else ""
+    look = partial(try_to_load_from_cache, repository, revision=revision or None)
+    return "hub cache" if repository and any(isinstance(look(file), str) for file in HUB_FILES) else ""
 
 
 def _hub_id(name: str) -> str:
     """Repository on the hub, "owner/name" or "owner/name@revision"; "" for what comes from elsewhere."""
-    if ":" in name:
-        return name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else ""
+    source, colon, place = name.partition(":")
+    if colon:
+        return place if source == "hf-hub" else ""
     config = timm.get_pretrained_cfg(name)
     return (config and config.hf_hub_id) or ""
 
 
-def _announce_download(name: str) -> None:
-    """Say on stderr what will come from the hub and how big it is, before it starts."""
-    if _hub_id(name) and not find_weights(name) and not constants.HF_HUB_OFFLINE:
-        size = megabytes(outline(name))
-        print(f"Downloading the weights of {name} from the hub: {size:.0f} MB.", file=sys.stderr, flush=True)
-
-
 def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
-    """Create the model; an unsupported one is refused before its weights are fetched."""
+    """Create the model: an unsupported one is refused, and a download announced, before its weights are fetched."""
     try:
         _check_supported(outline(name, **options), name)
-        if pretrained:
-            _announce_download(name)
+        if pretrained and _hub_id(name) and not find_weights(name) and not constants.HF_HUB_OFFLINE:
+            size = megabytes(outline(name))
+            print(f"Downloading the weights of {name} from the hub: {size:.0f} MB.", file=sys.stderr, flush=True)
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # each family of timm's has its own way to refuse options, each source to hold nothing
         if isinstance(error, UserError) or is_out_of_memory(error):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from timm.data import (
-    resolve_model_data_config,
-)
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,8 +33,7 @@ def denormalize(images: Tensor, model: nn.Module) -> Tensor:
 def _normalization(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of a model's data config, each (3, 1, 1)."""
     config = resolve_model_data_config(model)
-    mean, std = (images.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    return mean, std
+    return tuple(images.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
 
 
 def to_pixels(images: Tensor, model: nn.Module) -> np.ndarray:
@@ -46,9 +43,8 @@ def to_pixels(images: Tensor, model: nn.Module) -> np.ndarray:
 
 def fit_grid(features: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Lay feature maps on a grid of another size: (B, C, h, w) -> (B, C, gh, gw)."""
-    if features.shape[-2:] == grid_size:
-        return features
-    return F.interpolate(features, grid_size, mode="bilinear", antialias=True)
+    fits = features.shape[-2:] == grid_size
+    return features if fits else F.interpolate(features, grid_size, mode="bilinear", antialias=True)
 
 
 def downsample(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitsal.errors import UserError, cut
 from vitsal.jobs.paths import check_file
 
-WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WEIGHT_TYPES = ("float32", "float16", "bfloat16", "float64")  # and no quantized model's integers
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -36,23 +36,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(type(key) is str and isinstance(state[key], Tensor) for key in state):
         raise UserError(f"{path} does not hold a dictionary of tensors.")
     return state
-
-
-def _check_types(state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> None:
-    """Raise UserError if weights are of another type of numbers, as a quantized model's integers are.
-
-    What is a whole number in the model itself, such as a count or an index, is passed over.
-    """
-    wrong = [
-        f"{key} ({str(value.dtype).removeprefix('torch.')})"
-        for key, value in state.items()
-        if own[key].is_floating_point() and value.dtype not in WEIGHT_TYPES
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} holds weights of a type that cannot be used: {_shortened(wrong)}. Save it in "
-            f"{', '.join(str(kind).removeprefix('torch.') for kind in WEIGHT_TYPES)}."
-        )
 
 
 def options_from(state: dict[str, Tensor]) -> dict[str, object]:
@@ -80,9 +63,15 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         ],
     }
     if any(differences.values()):
+        name = model.pretrained_cfg.get("architecture", "")
         said = "; ".join(f"{_shortened(keys)} {what}" for what, keys in differences.items() if keys)
-        raise UserError(f"{path} does not fit {type(model).__name__} {_name_of(model)}: {said}.")
-    _check_types(state, own, path)
+        raise UserError(f"{path} does not fit {type(model).__name__} {name}: {said}.")
+    floating = [key for key in state if own[key].is_floating_point()]  # others are counts, or indices
+    if wrong := [f"{key} ({_type(state[key])})" for key in floating if _type(state[key]) not in WEIGHT_TYPES]:
+        raise UserError(
+            f"{path} holds weights of a type that cannot be used: {_shortened(wrong)}. Save it in "
+            f"{', '.join(WEIGHT_TYPES)}."
+        )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # sparse ones, or without values
@@ -91,10 +80,10 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         raise UserError(f"{path} holds weights that are not finite: {_shortened(endless)}. It is damaged.")
 
 
+def _type(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
+
+
 def _shortened(keys: list[str], most: int = 4) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more
-
-
-def _name_of(model: nn.Module) -> str:
-    return model.pretrained_cfg.get("architecture", "")

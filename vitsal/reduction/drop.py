@@ -29,12 +29,9 @@ def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
     Raises:
         UserError: on running, indices that are no patches, are given twice, or for another number of images.
     """
-
-    def check(module: nn.Module, args: tuple, tokens: Tensor) -> None:
-        check_keep(keep, len(tokens), tokens.shape[1:-1].numel())
-
     with ExitStack() as stack:
-        stack.enter_context(model.patch_embed.register_forward_hook(check))
+        hook = model.patch_embed.register_forward_hook
+        stack.enter_context(hook(lambda m, args, tokens: check_keep(keep, len(tokens), tokens.shape[1:-1].numel())))
         if isinstance(model, Beit):
             _keep_in_beit(model, keep, stack)
         else:  # timm's own place for dropping patches: after the position embedding, before the first block

@@ -13,8 +13,7 @@ from vitsal.errors import UserError, check_number
 def num_kept(num_patches: int, keep_ratio: float) -> int:
     """Number of patches kept: keep_ratio * num_patches to the nearest integer (halves up), at least one.
 
-    Raises:
-        UserError: the keep ratio is no number in (0, 1].
+    UserError for a keep ratio that is no number in (0, 1].
     """
     ratio = check_number("keep ratio", keep_ratio, 0, 1, open_end="low")
     return max(1, math.floor(ratio * num_patches + 0.5))
