@@ -12,7 +12,7 @@ from vitsal.choices import ARCHITECTURES, BENCHMARKS
 from vitsal.errors import check_choice
 from vitsal.guides.factory import make_guide
 from vitsal.models.tokens import grid_size
-from vitsal.students.student import Student, load_student, new_student
+from vitsal.students.student import load_student, new_student
 
 
 def run_benchmark(
@@ -38,17 +38,12 @@ def run_benchmark(
         return rollout_cost(target, batch_size, repeats=repeats)
     if what == "dropping":
         return dropping_speedup(target, batch_size, keep_ratios, repeats=repeats, precision=precision)
-    students = _students(student, target)
+    device = next(target.parameters()).device
+    if student is None:
+        students = {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}
+    else:
+        students = {student: load_student(student, device)}
     if what == "student":
         return student_cost(target, students, batch_size, repeats=repeats)
     guides = {name: make_guide("student", target, student=module) for name, module in students.items()}
-    options = {"batch_size": batch_size, "repeats": repeats, "precision": precision}
-    return pipeline_cost(target, guides, keep_ratios, **options)
-
-
-def _students(name: str | None, target: nn.Module) -> dict[str, Student]:
-    """The student of this name, or, without one, a new one of each kind for the target's grid."""
-    device = next(target.parameters()).device
-    if name is not None:
-        return {name: load_student(name, device)}
-    return {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}
+    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, repeats=repeats, precision=precision)
