@@ -15,17 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from vitsal.analysis.probing import attention_distances
-from vitsal.choices import PRECISIONS
+from vitsal.choices import ARCHITECTURES, BENCHMARKS, PRECISIONS
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
 from vitsal.guides.baselines import RandomGuide
 from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide
-from vitsal.guides.factory import Guide
+from vitsal.guides.factory import Guide, make_guide
 from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
 from vitsal.reduction.accelerated import AcceleratedViT
-from vitsal.students.student import Student
+from vitsal.students.student import Student, load_student, new_student
 
 PLAIN = "none"  # in the place of a guide: the untouched target
 Name = TypeVar("Name", bound=Hashable)
@@ -79,11 +79,10 @@ def rollout_cost(model: nn.Module, batch_size: int = 32, *, repeats: int = 9) ->
     }
     seconds = time_alternating(tasks, repeats, images.device)
     plain = min(list(seconds)[:2], key=lambda task: np.median(seconds[task]))
-    rows = [
+    return pd.DataFrame(
         {"task": task, **spread_of(values), "ratio_to_forward": np.median(values / seconds[plain])}
         for task, values in seconds.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def pipeline_cost(
@@ -172,12 +171,11 @@ def student_cost(
     guides = {name: StudentGuide(student, target) for name, student in students.items()}
     tasks = {name: partial(function, images) for name, function in {"target": target, **guides}.items()}
     seconds = time_alternating(tasks, repeats, images.device)
-    rows = [
+    return pd.DataFrame(
         {"task": task, **spread_of(seconds[task]), "gflop_per_image": gflop_per_image(function, batch_size)}
         | {"share_of_target": np.median(seconds[task] / seconds["target"])}
         for task, function in tasks.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 @torch.inference_mode()
@@ -202,3 +200,37 @@ def example_images(model: nn.Module, batch_size: int) -> Tensor:
     """Random images of the model's input size, on its device, (B, 3, H, W)."""
     images = torch.randn(batch_size, 3, *input_size(model), generator=torch.Generator().manual_seed(0))
     return images.to(next(model.parameters()).device)
+
+
+def run_benchmark(
+    what: str,
+    target: nn.Module,
+    *,
+    batch_size: int,
+    student: str | None = None,
+    keep_ratios: Sequence[float] = (0.5, 0.25),
+    precision: str = "float32",
+    repeats: int = 9,
+) -> pd.DataFrame:
+    """Time of rollout or students against a plain forward pass; speed-up of pipeline or target against its limit.
+
+    Args:
+        what: one of BENCHMARKS, which tells the options that each takes; the others are passed over.
+        target: a timm ViT in eval mode.
+        student: a folder or a hub name; None takes new ones of both kinds.
+        batch_size, keep_ratios, precision, repeats: as in the function of this module whose table is returned.
+    """
+    check_choice("benchmark", what, BENCHMARKS)
+    if what == "rollout":
+        return rollout_cost(target, batch_size, repeats=repeats)
+    if what == "dropping":
+        return dropping_speedup(target, batch_size, keep_ratios, repeats=repeats, precision=precision)
+    device = next(target.parameters()).device
+    if student is None:
+        students = {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}
+    else:
+        students = {student: load_student(student, device)}
+    if what == "student":
+        return student_cost(target, students, batch_size, repeats=repeats)
+    guides = {name: make_guide("student", target, student=module) for name, module in students.items()}
+    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, repeats=repeats, precision=precision)

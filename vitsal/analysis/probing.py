@@ -159,20 +159,13 @@ def position_similarity(model: nn.Module) -> Tensor:
 
 @dataclass(frozen=True)
 class Probe:
-    """How far a model's heads look, and its first filters.
+    """How far a model's heads look, and its first filters."""
 
-    Attributes:
-        distances, spreads: mean over the images of each head's attention distance, and its deviation, (L, H) in pixels.
-        uniform: the distance of attention to all patches alike.
-        filters: (n, ph, pw, 3) in [0, 1], see `projection_filters`.
-        images: how many there were.
-    """
-
-    distances: Tensor
-    spreads: Tensor
-    uniform: float
-    filters: Tensor
-    images: int
+    distances: Tensor  # mean over the images of each head's attention distance, (L, H) in pixels
+    spreads: Tensor  # its deviation over the images, (L, H)
+    uniform: float  # the distance of attention to all patches alike
+    filters: Tensor  # (n, ph, pw, 3) in [0, 1], see `projection_filters`
+    images: int  # how many there were
 
 
 def probe_model(
