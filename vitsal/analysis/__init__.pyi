@@ -1,4 +1,3 @@
-from .benchmarks import run_benchmark as run_benchmark
 from .cost import (
     PLAIN as PLAIN,
     count_operations as count_operations,
@@ -7,6 +6,7 @@ from .cost import (
     gflop_per_image as gflop_per_image,
     pipeline_cost as pipeline_cost,
     rollout_cost as rollout_cost,
+    run_benchmark as run_benchmark,
     spread_of as spread_of,
     student_cost as student_cost,
     time_alternating as time_alternating,

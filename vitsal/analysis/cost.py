@@ -15,17 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from vitsal.analysis.probing import attention_distances
-from vitsal.choices import PRECISIONS
+from vitsal.choices import ARCHITECTURES, BENCHMARKS, PRECISIONS
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
 from vitsal.guides.baselines import RandomGuide
 from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide
-from vitsal.guides.factory import Guide
+from vitsal.guides.factory import Guide, make_guide
 from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
 from vitsal.reduction.accelerated import AcceleratedViT
-from vitsal.students.student import Student
+from vitsal.students.student import Student, load_student, new_student
 
 PLAIN = "none"  # in the place of a guide: the untouched target
 Name = TypeVar("Name", bound=Hashable)
@@ -56,46 +56,33 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rollout_cost(
-    model: nn.Module,
-    batch_size: int = 32,
-    *,
-    head_fusion: str = "max",
-    discard_ratio: float = 0.9,
-    repeats: int = 9,
-) -> pd.DataFrame:
+def rollout_cost(model: nn.Module, batch_size: int = 32, *, repeats: int = 9) -> pd.DataFrame:
     """Time of rollout, gradient rollout and mean attention distance against the plain forward pass of the same batch.
 
-    Returns:
-        One row per task: median seconds, fastest and slowest, and the median ratio to the faster of the plain passes,
-        with fused attention (as timm runs) and without.
+    One row per task: median seconds, fastest and slowest, and the median ratio to the faster of the plain passes, with
+    fused attention (as timm runs) and without.
     """
     images = example_images(model, batch_size)
-    rollout = RolloutGuide(model, head_fusion, discard_ratio)
-    gradient = GradientRolloutGuide(model, None, discard_ratio)
+    rollout, gradient = RolloutGuide(model, "max", 0.9), GradientRolloutGuide(model, None, 0.9)
     modules = [attention_of(model, index) for index in range(len(model.blocks))]
 
     def forward(fused: bool) -> Tensor:
         with fused_attention(modules, fused):
             return model(images)
 
-    seconds = time_alternating(
-        {
-            "forward, fused attention": lambda: forward(fused=True),
-            "forward, unfused attention": lambda: forward(fused=False),
-            "rollout": lambda: rollout(images),
-            "gradient rollout": lambda: gradient(images),
-            "attention distance": lambda: attention_distances(model, images),
-        },
-        repeats,
-        images.device,
-    )
+    tasks = {
+        "forward, fused attention": partial(forward, fused=True),
+        "forward, unfused attention": partial(forward, fused=False),
+        "rollout": partial(rollout, images),
+        "gradient rollout": partial(gradient, images),
+        "attention distance": partial(attention_distances, model, images),
+    }
+    seconds = time_alternating(tasks, repeats, images.device)
     plain = min(list(seconds)[:2], key=lambda task: np.median(seconds[task]))
-    rows = [
+    return pd.DataFrame(
         {"task": task, **spread_of(values), "ratio_to_forward": np.median(values / seconds[plain])}
         for task, values in seconds.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def pipeline_cost(
@@ -146,9 +133,7 @@ def pipeline_cost(
 
 
 def _cost_table(
-    tasks: Mapping[tuple[str, float], Callable[[], object]],
-    seconds: Mapping[tuple[str, float], np.ndarray],
-    setting: Mapping[str, object],
+    tasks: Mapping[tuple, Callable[[], object]], seconds: Mapping[tuple, np.ndarray], setting: Mapping[str, object]
 ) -> pd.DataFrame:
     """The table of `pipeline_cost` from (guide, keep ratio) -> task; all are measured by the first of the tasks."""
     gflop = {key: gflop_per_image(task, setting["batch_size"]) for key, task in tasks.items()}
@@ -167,17 +152,12 @@ def _cost_table(
 
 
 def dropping_speedup(
-    target: nn.Module,
-    batch_size: int = 8,
-    keep_ratios: Sequence[float] = (0.5, 0.25),
-    *,
-    repeats: int = 9,
-    precision: str = "float32",
+    target: nn.Module, batch_size: int = 8, keep_ratios: Sequence[float] = (0.5, 0.25), **options: int | str
 ) -> pd.DataFrame:
     """Speed-up of the target alone: `pipeline_cost` of a guide whose map is there beforehand, and so costs nothing."""
     saliency = RandomGuide(grid_size(target))(example_images(target, batch_size))
     guides = {"chosen beforehand": lambda images: saliency}
-    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, repeats=repeats, precision=precision)
+    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, **options)
 
 
 def student_cost(
@@ -185,21 +165,17 @@ def student_cost(
 ) -> pd.DataFrame:
     """Time of students, the downsampling of the target's images included, against the target's plain forward pass.
 
-    Returns:
-        One row per task: median seconds, fastest and slowest; operations per image; and the median share of the
-        target's time.
+    One row per task: median seconds, fastest and slowest; operations per image; the median share of the target's time.
     """
     images = example_images(target, batch_size)
-    tasks = {"target": lambda: target(images)} | {
-        name: partial(StudentGuide(student, target), images) for name, student in students.items()
-    }
+    guides = {name: StudentGuide(student, target) for name, student in students.items()}
+    tasks = {name: partial(function, images) for name, function in {"target": target, **guides}.items()}
     seconds = time_alternating(tasks, repeats, images.device)
-    rows = [
+    return pd.DataFrame(
         {"task": task, **spread_of(seconds[task]), "gflop_per_image": gflop_per_image(function, batch_size)}
         | {"share_of_target": np.median(seconds[task] / seconds["target"])}
         for task, function in tasks.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 @torch.inference_mode()
@@ -222,6 +198,39 @@ def spread_of(seconds: np.ndarray) -> dict[str, float]:
 
 def example_images(model: nn.Module, batch_size: int) -> Tensor:
     """Random images of the model's input size, on its device, (B, 3, H, W)."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, 3, *input_size(model), generator=generator)
+    images = torch.randn(batch_size, 3, *input_size(model), generator=torch.Generator().manual_seed(0))
     return images.to(next(model.parameters()).device)
+
+
+def run_benchmark(
+    what: str,
+    target: nn.Module,
+    *,
+    batch_size: int,
+    student: str | None = None,
+    keep_ratios: Sequence[float] = (0.5, 0.25),
+    precision: str = "float32",
+    repeats: int = 9,
+) -> pd.DataFrame:
+    """Time of rollout or students against a plain forward pass; speed-up of pipeline or target against its limit.
+
+    Args:
+        what: one of BENCHMARKS, which tells the options that each takes; the others are passed over.
+        target: a timm ViT in eval mode.
+        student: a folder or a hub name; None takes new ones of both kinds.
+        batch_size, keep_ratios, precision, repeats: as in the function of this module whose table is returned.
+    """
+    check_choice("benchmark", what, BENCHMARKS)
+    if what == "rollout":
+        return rollout_cost(target, batch_size, repeats=repeats)
+    if what == "dropping":
+        return dropping_speedup(target, batch_size, keep_ratios, repeats=repeats, precision=precision)
+    device = next(target.parameters()).device
+    if student is None:
+        students = {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}
+    else:
+        students = {student: load_student(student, device)}
+    if what == "student":
+        return student_cost(target, students, batch_size, repeats=repeats)
+    guides = {name: make_guide("student", target, student=module) for name, module in students.items()}
+    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, repeats=repeats, precision=precision)

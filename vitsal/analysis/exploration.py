@@ -20,17 +20,11 @@ from vitsal.reduction.keep import top_k_patches
 
 @dataclass(frozen=True)
 class View:
-    """What a guide says of a picture, and what the model makes of the patches that the guide keeps.
+    """What a guide says of a picture, and what the model makes of the patches that the guide keeps."""
 
-    Attributes:
-        saliency: the guide's map, (gh, gw), raw.
-        keep: numbers of the patches kept, (K,), ascending.
-        predictions: likeliest classes on these patches alone; empty for a model without a classifier.
-    """
-
-    saliency: Tensor
-    keep: Tensor
-    predictions: list[Prediction]
+    saliency: Tensor  # the guide's map, (gh, gw), raw
+    keep: Tensor  # numbers of the patches kept, (K,), ascending
+    predictions: list[Prediction]  # likeliest classes on these patches alone; empty for a model without a classifier
 
 
 class Exploration:

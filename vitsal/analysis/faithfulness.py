@@ -45,7 +45,6 @@ ROAD_PERCENT = (10, 30, 50)  # of the patches filled; a larger hole has nothing 
 NUM_SUBSETS = 30  # random subsets for each image's correlation,
 SUBSET_SHARE = 0.25  # each of so many of the patches
 AS_GIVEN = {"normalise": False, "disable_warnings": True}  # maps go to the library as they are
-SCORE_COLUMNS = ["image", "guide", "metric", "hidden", "value"]
 
 
 class Metric(NamedTuple):
@@ -163,7 +162,7 @@ def score_guides(
                 rows += image_rows
                 bar.update()
     warn_of_skipped(skipped)
-    values = pd.DataFrame(rows, columns=SCORE_COLUMNS)
+    values = pd.DataFrame(rows, columns=["image", "guide", "metric", "hidden", "value"])
     if values.image.nunique() < 2:
         raise UserError(f"Intervals over images need at least two of them; got {values.image.nunique()}.")
     return values
@@ -172,7 +171,7 @@ def score_guides(
 def _score_batch(
     target: nn.Module, guides: Mapping[str, Guide], batch: Batch, metrics: Sequence[str], seed: int
 ) -> Iterator[list[tuple]]:
-    """Rows of SCORE_COLUMNS, one list for each image of a batch."""
+    """Rows of image, guide, metric, share hidden and value: one list for each image of a batch."""
     images = batch.images.to(next(target.parameters()).device)
     maps = {guide: make(images).cpu().double().numpy() for guide, make in guides.items()}
     with torch.no_grad():
@@ -190,25 +189,21 @@ def _score_batch(
 
 
 def _check_answers(logits: Tensor, names: Sequence[str]) -> Tensor:
-    for name, finite in zip(names, logits.isfinite().all(dim=1).tolist(), strict=True):
-        if not finite:
-            raise UserError(
-                f"The target's answer to {name} is not finite: its weights, or its precision, are at fault."
-            )
+    strange = (~logits.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    if strange:
+        name = names[strange[0]]
+        raise UserError(f"The target's answer to {name} is not finite: its weights, or its precision, are at fault.")
     return logits
 
 
 def _check_map(saliency: np.ndarray, guide: str, image: str, grid: tuple[int, int]) -> np.ndarray:
+    what = f"The map that guide {guide!r} gives for {image} is"
     if saliency.shape != tuple(grid):
-        raise UserError(
-            f"The map that guide {guide!r} gives for {image} is {saliency.shape}, the target's grid {grid}."
-        )
-    if np.isfinite(saliency).all() and np.ptp(saliency) > 0:
-        return saliency
-    raise UserError(
-        f"The map that guide {guide!r} gives for {image} is not finite, or the same everywhere: it prefers no patch, "
-        "so it cannot be judged. Leave this guide or this image out."
-    )
+        raise UserError(f"{what} {saliency.shape}, the target's grid {grid}.")
+    if not np.isfinite(saliency).all() or np.ptp(saliency) == 0:
+        reason = "not finite, or the same everywhere: it prefers no patch, so it cannot be judged"
+        raise UserError(f"{what} {reason}. Leave this guide or this image out.")
+    return saliency
 
 
 @contextmanager
@@ -228,14 +223,11 @@ def score_table(values: pd.DataFrame, *, over: str | None = None, seed: int = 0)
     Args:
         values: as `score_guides` returns them.
         over: a guide, such as a random one: image by image, how much better than its score each other guide's is, so
-            that more is better by every metric.
+            that more is better by every metric. UserError where there is no such guide.
         seed: of the resampling.
 
     Returns:
         Columns: metric, guide, n (images), mean, low, high.
-
-    Raises:
-        UserError: there is no guide `over`.
     """
     scores = values.groupby(["metric", "guide", "image"], sort=False).value.mean().unstack("image")
     if over is not None:
@@ -254,10 +246,8 @@ def curve_table(values: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 def _with_interval(values: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Mean of each row over its columns, the images, with a bootstrap interval; the index becomes columns."""
-    data = values.to_numpy()
-    resampled = bootstrap(
-        (data,), np.mean, axis=1, n_resamples=REPEATS, method="percentile", random_state=np.random.default_rng(seed)
-    )
+    data, generator = values.to_numpy(), np.random.default_rng(seed)
+    resampled = bootstrap((data,), np.mean, axis=1, n_resamples=REPEATS, method="percentile", random_state=generator)
     low, high = resampled.confidence_interval
     table = pd.DataFrame({"n": data.shape[1], "mean": data.mean(axis=1), "low": low, "high": high}, values.index)
     return table.reset_index()

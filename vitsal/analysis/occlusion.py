@@ -13,11 +13,9 @@ Fill = Callable[[Tensor, Tensor], Tensor]
 
 
 def hide_grey(images: Tensor, there: Tensor) -> Tensor:
-    """Paint hidden pixels in the mean colour of the model's normalisation, which is 0 in it.
+    """Paint hidden pixels of images (B, 3, H, W) in the mean colour of their normalisation, which is 0 in it.
 
-    Args:
-        images: in the model's normalisation, (B, 3, H, W).
-        there: which pixels stay, (B, 1, H, W) bool.
+    Pixels stay that are `there`, (B, 1, H, W) bool.
     """
     return images * there
 
@@ -26,11 +24,7 @@ def hide_smoothly(images: Tensor, there: Tensor) -> Tensor:
     """Fill hidden pixels from those around them, by noisy linear imputation (Rong et al. 2022).
 
     Each becomes the weighted mean of its eight neighbours, hidden ones solved for, with a little noise from numpy's
-    global state. Somewhere something must be left to begin from.
-
-    Args:
-        images: in the model's normalisation, (B, 3, H, W).
-        there: which pixels stay, (B, 1, H, W) bool.
+    global state. Somewhere something must be left to begin from. Shapes are those of `hide_grey`.
     """
     filled = images.cpu().numpy().copy()
     for image, hidden in zip(filled, ~there.flatten(1).cpu().numpy(), strict=True):
@@ -43,12 +37,8 @@ class PatchSwitches(nn.Module):
     """A target as a function of which patches it is shown of its images: 1 or 0, (B, 1, gh, gw) -> logits (B, classes).
 
     So a patch is to a metric what a pixel is elsewhere: it is hidden whole or not at all, and has one saliency. What
-    was asked before is not computed again.
-
-    Args:
-        target: a timm ViT in eval mode.
-        images: (B, 3, H, W), in the target's normalisation.
-        fill: how hidden patches are hidden, `hide_grey` or `hide_smoothly`.
+    was asked before is not computed again. The target is a timm ViT in eval mode, its images are (B, 3, H, W) in its
+    normalisation, and patches are hidden by `fill`, which is `hide_grey` or `hide_smoothly`.
     """
 
     def __init__(self, target: nn.Module, images: Tensor, fill: Fill = hide_grey) -> None:
@@ -61,14 +51,11 @@ class PatchSwitches(nn.Module):
         """Logits for the images with only these patches there."""
         key = switches.cpu().numpy().tobytes()
         if key not in self.answers:
-            self.answers[key] = self.target(self.fill(self.images, self.pixels(switches > 0)))
+            patch_height, patch_width = self.target.patch_embed.patch_size
+            height, width = self.images.shape[-2:]
+            there = (switches > 0).repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)
+            self.answers[key] = self.target(self.fill(self.images, there[..., :height, :width]))
         return self.answers[key]
-
-    def pixels(self, there: Tensor) -> Tensor:
-        """(B, 1, gh, gw) -> (B, 1, H, W): each patch's value for all of its pixels."""
-        patch_height, patch_width = self.target.patch_embed.patch_size
-        height, width = self.images.shape[-2:]
-        return there.repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)[..., :height, :width]
 
 
 def switch_off(arr: np.ndarray, indices: np.ndarray, **options: object) -> np.ndarray:

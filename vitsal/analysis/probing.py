@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,9 @@ from vitsal.models.tokens import grid_size
 
 
 def patch_distances(grid_size: tuple[int, int], patch_size: tuple[int, int] = (1, 1)) -> Tensor:
-    """Euclidean distances between the centers of patches: (P, P), row by row.
+    """Euclidean distances between the centers of patches of a grid (gh, gw): (P, P), row by row.
 
-    Args:
-        grid_size: (gh, gw), the number of patches.
-        patch_size: (ph, pw) in pixels, for distances in pixels; by default the unit is one patch.
+    They are in the unit of the patch size, (ph, pw), such as pixels; by default the unit is one patch.
 
     Example:
         >>> patch_distances((1, 3), (16, 16))[0]
@@ -94,10 +93,8 @@ def mean_attention_distance(
 
     Args:
         model: a timm ViT.
-        batches: images (B, 3, H, W), as `model_transform(model)` makes them; taken one by one, batches of no image
-            passed over.
-        total: number of batches, for the progress bar.
-        progress: whether to show it.
+        batches: images (B, 3, H, W), as `model_transform(model)` makes them; batches of no image are passed over.
+        total: number of batches, for the progress bar, which `progress` shows.
 
     Returns:
         Mean and standard deviation over images, each (L, H); the deviation of a single image is 0.
@@ -122,31 +119,22 @@ def projection_filters(model: nn.Module, count: int = 28) -> Tensor:
     no order; components are sorted by how much of the filters' variance they hold. Grey (0.5) is no weight; each
     picture is scaled by its own largest weight. A component's sign means nothing: that weight is made positive.
 
-    Args:
-        model: a timm ViT whose patches are embedded by one convolution over three channels.
-        count: number of components.
-
     Raises:
-        UserError: patches are embedded otherwise, or there are not so many components.
+        UserError: patches are not embedded by one convolution over three channels, or there are not so many components.
     """
-    filters = _embedding_filters(model).flatten(1).cpu().double()
+    projection = getattr(model.patch_embed, "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.in_channels != 3:
+        raise UserError(
+            f"This {type(model).__name__} embeds its patches by a {type(model.patch_embed).__name__}, not by one "
+            "convolution over three colour channels, so that its filters are no pictures."
+        )
+    filters = projection.weight.flatten(1).cpu().double()
     if not 1 <= count <= min(filters.shape):
         raise UserError(f"The patch embedding has {min(filters.shape)} principal components; {count} were asked for.")
     components = torch.linalg.svd(filters - filters.mean(dim=0), full_matrices=False).Vh[:count]
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
     pictures = (components / largest).view(count, 3, *model.patch_embed.patch_size)
     return (0.5 + pictures / 2).permute(0, 2, 3, 1).float()
-
-
-def _embedding_filters(model: nn.Module) -> Tensor:
-    """(D, 3, ph, pw)."""
-    projection = getattr(model.patch_embed, "proj", None)
-    if isinstance(projection, nn.Conv2d) and projection.in_channels == 3:
-        return projection.weight
-    raise UserError(
-        f"This {type(model).__name__} embeds its patches by a {type(model.patch_embed).__name__}, not by one "
-        "convolution over three colour channels, so that its filters are no pictures."
-    )
 
 
 @torch.no_grad()
@@ -171,31 +159,21 @@ def position_similarity(model: nn.Module) -> Tensor:
 
 @dataclass(frozen=True)
 class Probe:
-    """How far a model's heads look, and its first filters.
+    """How far a model's heads look, and its first filters."""
 
-    Attributes:
-        distances, spreads: mean over the images of each head's attention distance, and its deviation, (L, H) in pixels.
-        uniform: the distance of attention to all patches alike.
-        filters: (n, ph, pw, 3) in [0, 1], see `projection_filters`.
-        images: how many there were.
-    """
-
-    distances: Tensor
-    spreads: Tensor
-    uniform: float
-    filters: Tensor
-    images: int
+    distances: Tensor  # mean over the images of each head's attention distance, (L, H) in pixels
+    spreads: Tensor  # its deviation over the images, (L, H)
+    uniform: float  # the distance of attention to all patches alike
+    filters: Tensor  # (n, ph, pw, 3) in [0, 1], see `projection_filters`
+    images: int  # how many there were
 
 
 def probe_model(
     model: nn.Module, dataset: IndexedImages | StreamedImages, batch_size: int = 32, **options: int | None
 ) -> Probe:
-    """Probe a model over a data set with its transform; images that cannot be read are skipped and named.
+    """Probe a timm ViT over a data set with its transform; images that cannot be read are skipped and named.
 
-    Args:
-        model: a timm ViT.
-        dataset: as `open_data` returns it.
-        batch_size, options: as `vitsal.data.batches` takes them.
+    The data set is as `open_data` returns it, batch size and options are as `vitsal.data.batches` takes them.
     """
     filters, seen = projection_filters(model), []
 
@@ -216,8 +194,7 @@ def distance_table(probes: Mapping[str, Probe]) -> pd.DataFrame:
     """One row per head: model, block, head, mean distance and its spread over images, in pixels."""
     tables = []
     for name, probe in probes.items():
-        num_blocks, num_heads = probe.distances.shape
-        heads = pd.MultiIndex.from_product([[name], range(1, num_blocks + 1), range(1, num_heads + 1)])
+        blocks, heads = 1 + np.indices(probe.distances.shape).reshape(2, -1)
         values = {"mean_px": probe.distances.flatten().tolist(), "std_px": probe.spreads.flatten().tolist()}
-        tables.append(pd.DataFrame(values, heads.set_names(["model", "block", "head"])).reset_index())
+        tables.append(pd.DataFrame({"model": name, "block": blocks, "head": heads, **values}))
     return pd.concat(tables, ignore_index=True)

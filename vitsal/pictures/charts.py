@@ -7,11 +7,8 @@ from collections.abc import Callable, Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
@@ -29,13 +26,11 @@ def use_slide_style() -> None:
     set_slide_style()
 
 
-def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
+def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
     """Draw accuracy against drop ratio, one curve per guide, with its 95 % band.
 
-    Args:
-        axis: where to draw.
-        table: as `vitsal.experiments.summarize` returns it, for one target.
-        styles: guide -> number of its colour and marker, so that a guide looks the same in every figure.
+    The table is as `vitsal.experiments.summarize` returns it, for one target. Styles are numbers of colours and
+    markers, so that a guide looks the same in every figure.
     """
     for guide, rows in table.groupby("guide", sort=False):
         rows = rows.sort_values("keep_ratio")
@@ -46,30 +41,28 @@ def plot_drop_curves(axis: Axes, table: pd.DataFrame, styles: Mapping[str, int])
     label_drop_axis(axis)
 
 
-def plot_published(axis: Axes, curves: pd.DataFrame, styles: Mapping[str, int]) -> None:
+def plot_published(axis: plt.Axes, curves: pd.DataFrame, styles: Mapping[str, int]) -> None:
     """Draw published curves (columns guide, drop_percent, top1), dashed: they come without intervals."""
     for guide, rows in curves.groupby("guide", sort=False):
         axis.plot(rows.drop_percent, 100 * rows.top1, ls="--", label=guide, **curve_style(styles[guide]))
     label_drop_axis(axis)
 
 
-def label_drop_axis(axis: Axes) -> None:
+def label_drop_axis(
+    axis: plt.Axes, ylabel: str = "top-1 accuracy (%)", highest: float | None = 102, legend: str = "lower left"
+) -> None:
     """Label a drop curve, and fix its range so that figures can be laid side by side; inner labels are left out."""
-    axis.set(xlabel="patches dropped (%)", ylabel="top-1 accuracy (%)", xlim=(-3, 94), ylim=(0, 102))
+    axis.set(xlabel="patches dropped (%)", ylabel=ylabel, xlim=(-3, 94), ylim=(0, highest))
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(loc="lower left")
+    axis.legend(loc=legend)
     axis.label_outer()
 
 
-def plot_speedups(axis: Axes, costs: pd.DataFrame, styles: Mapping[str, int]) -> None:
+def plot_speedups(axis: plt.Axes, costs: pd.DataFrame, styles: Mapping[str, int]) -> None:
     """Draw speed-up against drop ratio, one curve per guide with the middle half of the rounds as its band.
 
     What the count of operations allows is dashed, in the same colour; the untouched target is the dotted line at 1.
-
-    Args:
-        axis: where to draw.
-        costs: as `vitsal.analysis.pipeline_cost` returns it.
-        styles: guide -> number of its colour and marker.
+    Costs are as `vitsal.analysis.pipeline_cost` returns them, styles are numbers of colours and markers.
     """
     for guide, rows in costs[costs.guide != PLAIN].groupby("guide", sort=False):
         rows = rows.sort_values("keep_ratio")
@@ -79,14 +72,11 @@ def plot_speedups(axis: Axes, costs: pd.DataFrame, styles: Mapping[str, int]) ->
         axis.plot(dropped, rows.limit, color=colour, ls="--", lw=1.5)
     axis.plot([], [], color="black", ls="--", lw=1.5, label="limit by operations")
     axis.axhline(1, color="black", ls=":", lw=1.5)
-    axis.set(xlabel="patches dropped (%)", ylabel="speed-up (times)", xlim=(-3, 94), ylim=(0, None))
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(loc="upper left")
-    axis.label_outer()
+    label_drop_axis(axis, "speed-up (times)", None, "upper left")
 
 
 def plot_accuracy_against_throughput(
-    axis: Axes, table: pd.DataFrame, costs: pd.DataFrame, styles: Mapping[str, int]
+    axis: plt.Axes, table: pd.DataFrame, costs: pd.DataFrame, styles: Mapping[str, int]
 ) -> None:
     """Draw accuracy with its 95 % intervals against measured throughput, one curve per guide: up and right is better.
 
@@ -94,9 +84,8 @@ def plot_accuracy_against_throughput(
 
     Args:
         axis: where to draw.
-        table: as `vitsal.experiments.summarize` returns it, for one target.
+        table, styles: as in `plot_drop_curves`.
         costs: as `vitsal.analysis.pipeline_cost` returns it; guides and keep ratios without a row here are left out.
-        styles: guide -> number of its colour and marker; those of the first guide that is drawn bear their percentages.
     """
     joined = _join_costs(table, costs)
     star = {"color": "black", "marker": "*", "markersize": 22, "ls": "none", "zorder": 3}
@@ -125,32 +114,27 @@ def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     return joined.sort_values("dropped", kind="stable")
 
 
-def plot_learning_curves(axis: Axes, histories: Mapping[str, pd.DataFrame]) -> None:
+def plot_learning_curves(axis: plt.Axes, histories: Mapping[str, pd.DataFrame]) -> None:
     """Draw students' divergence from their teachers over the epochs: on held-out images, and, thin, in training.
 
-    Args:
-        axis: where to draw.
-        histories: name -> history, as `vitsal.students.distill` returns it.
+    Histories, by name, are as `vitsal.students.distill` returns them.
     """
     for number, (name, history) in enumerate(histories.items()):
-        style = curve_style(number)
-        axis.plot(history.epoch, history.kl, label=name, **style)
-        axis.plot(history.epoch, history.loss, color=style["color"], lw=1, ls=":")
+        axis.plot(history.epoch, history.kl, label=name, **curve_style(number))
+        axis.plot(history.epoch, history.loss, color=COLOURS[number], lw=1, ls=":")
     axis.set(xlabel="epoch", ylabel="divergence (nats)", ylim=(0, None))
     axis.grid(axis="y", alpha=0.3)
     axis.legend()
 
 
-def plot_attention_distances(axis: Axes, distances: Tensor, uniform: float) -> None:
+def plot_attention_distances(axis: plt.Axes, distances: Tensor, uniform: float) -> None:
     """Draw each head's mean attention distance over the blocks, one dot per head; `share_legend` tells what is what.
 
-    Args:
-        axis: where to draw; of several that share their height the highest value decides.
-        distances: (L, H) in pixels, as `vitsal.analysis.mean_attention_distance` returns its means.
-        uniform: the distance of attention to all patches alike, dashed.
+    Distances are (L, H) in pixels, as `vitsal.analysis.mean_attention_distance` returns its means; that of attention to
+    all patches alike, `uniform`, is dashed. Of several axes that share their height the highest value decides.
     """
     num_blocks, num_heads = distances.shape
-    blocks = torch.arange(1, num_blocks + 1).repeat_interleave(num_heads)
+    blocks = np.repeat(range(1, num_blocks + 1), num_heads)
     highest = max(axis.get_ylim()[1], 1.08 * max(uniform, distances.max().item()))
     axis.scatter(blocks, distances.flatten(), s=90, color=COLOURS[0], alpha=0.8, label="one head")
     axis.axhline(uniform, color="black", ls="--", lw=1.5, label="uniform attention")
@@ -159,7 +143,7 @@ def plot_attention_distances(axis: Axes, distances: Tensor, uniform: float) -> N
     axis.grid(axis="y", alpha=0.3)
 
 
-def plot_probes(probes: Mapping[str, Probe]) -> Figure:
+def plot_probes(probes: Mapping[str, Probe]) -> plt.Figure:
     """Draw how far each head of models looks, name -> probe, side by side, and their filters below."""
     figure, axes = plt.subplots(2, len(probes), squeeze=False)
     for (upper, lower), probe in zip(axes.T, probes.values(), strict=True):
@@ -171,7 +155,7 @@ def plot_probes(probes: Mapping[str, Probe]) -> Figure:
     return figure
 
 
-def share_legend(figure: Figure, axis: Axes) -> None:
+def share_legend(figure: plt.Figure, axis: plt.Axes) -> None:
     """One legend for all panels, above them: that of `axis`."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
@@ -193,7 +177,8 @@ class LiveCurve:
 
         def update(history: pd.DataFrame) -> None:
             self.histories[name] = history
-            figure = self.draw()
+            figure, axis = plt.subplots()
+            plot_learning_curves(axis, self.histories)
             if self.handle is None:
                 self.handle = display(figure, display_id=True)
             else:
@@ -201,9 +186,3 @@ class LiveCurve:
             plt.close(figure)
 
         return update
-
-    def draw(self) -> Figure:
-        """The curves so far."""
-        figure, axis = plt.subplots()
-        plot_learning_curves(axis, self.histories)
-        return figure

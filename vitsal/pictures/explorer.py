@@ -73,11 +73,13 @@ class Explorer(widgets.VBox):
         self.update()
 
     def _make_controls(self) -> None:
+        vits = [name for module in TIMM_MODULES for name in timm.list_models(module=module, pretrained=True)]
+        students = [("none", None), *self._students.items()]
         self.image = widgets.Dropdown(options=list(self._pictures), description="image")
         self.upload = widgets.FileUpload(accept="image/*")
         self.model = widgets.Combobox(
             value=next(iter(self._models)),
-            options=[*self._models, *(name for module in TIMM_MODULES for name in _pretrained(module))],
+            options=[*self._models, *vits],
             description="model",
             placeholder="any timm ViT",
             continuous_update=False,
@@ -88,22 +90,14 @@ class Explorer(widgets.VBox):
         self.discard_ratio = _slider(0.9, 0.98, "discard")
         self.block = widgets.IntSlider(1, 1, 1, description="block", continuous_update=False)
         self.head = widgets.IntSlider(1, 1, 1, description="head", continuous_update=False)
-        self.student = widgets.Dropdown(
-            options=[("none", None), *self._students.items()], index=0, description="student"
-        )
+        self.student = widgets.Dropdown(options=students, index=0, description="student")
         self.drop_ratio = _slider(0.5, 0.95, "drop")
         self.save = widgets.Button(description="Save picture")
 
     def _watch(self) -> None:
-        self._by_field = {
-            "category_index": self.category,
-            "head_fusion": self.head_fusion,
-            "discard_ratio": self.discard_ratio,
-            "block": self.block,
-            "head": self.head,
-        }
-        redrawing = [self.image, self.method, self.student, self.drop_ratio, *self._by_field.values()]
-        for control in redrawing:
+        own = {name: getattr(self, name) for name in ("head_fusion", "discard_ratio", "block", "head")}
+        self._by_field = {"category_index": self.category, **own}
+        for control in (self.image, self.method, self.student, self.drop_ratio, *self._by_field.values()):
             control.observe(lambda change: self._answer(self.update), names="value")
         self.model.observe(lambda change: self._answer(self._change_model, change.old), names="value")
         self.upload.observe(lambda change: self._answer(self._take_upload), names="value")
@@ -139,9 +133,13 @@ class Explorer(widgets.VBox):
         self.links.value = ""
         slow = self.method.value == "flow"
         self.say("Flow takes seconds: one maximum flow for each patch ..." if slow else "")
-        with _garbage_kept_young():
+        gc.disable()  # a figure is full of cycles: grown old, they make Python search all of torch, for 0.4 s or so
+        try:
             # PNG would take longer to pack than all the rest
             self.picture.value = figure_bytes(self.draw(), "jpeg", dpi=72)
+        finally:
+            gc.enable()
+            gc.collect(0)
         if slow:
             self.say("")
 
@@ -180,13 +178,8 @@ class Explorer(widgets.VBox):
         if self.method.value == ONE_HEAD:
             guide = HeadGuide(model, self.block.value - 1, self.head.value - 1)
         else:
-            guide = make_guide(
-                self.method.value,
-                model,
-                head_fusion=self.head_fusion.value,
-                discard_ratio=self.discard_ratio.value,
-                category_index=self.category.value,
-            )
+            options = {name: self._by_field[name].value for name in ("category_index", "head_fusion", "discard_ratio")}
+            guide = make_guide(self.method.value, model, **options)
         known = {field.name for field in fields(guide)}
         for name, control in self._by_field.items():
             control.disabled = name not in known
@@ -252,17 +245,6 @@ class Explorer(widgets.VBox):
         self.links.value = download_links(self.draw(), f"{Path(self.image.value).stem} {self.method.value}")
 
 
-@contextmanager
-def _garbage_kept_young() -> Iterator[None]:
-    """A figure is full of cycles: grown old, they make Python search all of torch for garbage, for 0.4 s or so."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.collect(0)
-
-
 def load_named(name: str) -> nn.Module:
     """Load a model by its name in timm, and by nothing else: whoever sees the page may type here.
 
@@ -273,10 +255,6 @@ def load_named(name: str) -> nn.Module:
         near = suggestion(name, timm.list_models())
         raise UserError(f"Unknown model {quoted(name)}: timm has none of this name.{near}")
     return load_model(name)
-
-
-def _pretrained(module: str) -> list[str]:
-    return timm.list_models(module=module, pretrained=True)
 
 
 def _slider(value: float, high: float, description: str) -> widgets.FloatSlider:

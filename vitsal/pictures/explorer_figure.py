@@ -25,12 +25,9 @@ MARGIN, HEADING, BAR = 0.2, 0.5, 0.44  # inches: between pictures; above one, fo
 def draw_exploration(exploration: Exploration, views: Mapping[str, View]) -> Figure:
     """Draw a picture, and for each guide its map and the patches kept, with the model's likeliest classes.
 
-    All is drawn by hand into one pair of axes, in inches from the top left: with axes for every part it takes twice as
-    long, and the explorer draws anew at each move of a slider. No pyplot, which would keep the figure.
-
-    Args:
-        exploration: the picture in the model.
-        views: guide's name -> what `exploration.look` gives; one or two, of which the second is compared to the first.
+    Views are what `exploration.look` gives, by the guide's name: one or two, of which the second is compared to the
+    first. All is drawn by hand into one pair of axes, in inches from the top left: with axes for every part it takes
+    twice as long, and the explorer draws anew at each move of a slider. No pyplot, which would keep the figure.
     """
     figure = Figure(figsize=SLIDE, layout="none")
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, SLIDE[0]), ylim=(SLIDE[1], 0))
@@ -95,9 +92,8 @@ def figure_bytes(figure: Figure, kind: str, dpi: float = 200) -> bytes:
 
 def download_links(figure: Figure, name: str) -> str:
     """Links, in HTML, that hand a figure to the browser as `<name>.png`, at 200 dpi, and as `<name>.svg`."""
-    files = {"PNG": ("png", "image/png"), "SVG": ("svg", "image/svg+xml")}
     return " ".join(
-        f'<a download="{escape(name)}.{kind}" href="data:{mime};base64,'
-        f'{b64encode(figure_bytes(figure, kind)).decode()}">{label}</a>'
-        for label, (kind, mime) in files.items()
+        f'<a download="{escape(name)}.{kind}" href="data:image/{mime};base64,'
+        f'{b64encode(figure_bytes(figure, kind)).decode()}">{kind.upper()}</a>'
+        for kind, mime in {"png": "png", "svg": "svg+xml"}.items()
     )

@@ -6,12 +6,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -23,6 +20,7 @@ from vitsal.pictures.overlays import overlay
 from vitsal.pictures.style import SLIDE, shorten
 
 TITLE = 0.5  # inches left for a title of the whole sheet
+Grid = list[list[tuple[str, np.ndarray] | None]]  # headings and pictures in rows, all of one length
 
 
 def explain_pictures(
@@ -31,11 +29,9 @@ def explain_pictures(
     guides: Mapping[str, Guide],
     category_index: int | None = None,
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, list[Prediction]]]:
-    """Explain pictures, name of the file -> picture, one after the other.
+    """Explain pictures, name of the file -> picture in RGB, to a timm ViT in eval mode, one after the other.
 
     Args:
-        pictures: RGB, of any size.
-        model: a timm ViT in eval mode.
         guides: name -> guide, such as `picture_guide` makes.
         category_index: the class that guides by gradients explain; None is the likeliest.
 
@@ -69,7 +65,7 @@ def draw_sample(
     return sample
 
 
-def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") -> Figure:
+def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") -> plt.Figure:
     """Draw samples, each a picture with its maps beside it, under headings; one that stands above already is left out.
 
     Args:
@@ -84,19 +80,11 @@ def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") 
     for axis, cell in zip(axes.flat, chain(*grid), strict=True):
         axis.axis("off")
         if cell:
-            show_picture(axis, cell.picture)
-            write_titles([axis], [cell.heading], _picture_width(grid))
+            show_picture(axis, cell[1])
+            write_titles([axis], [cell[0]], _picture_width(grid))
     if title:
         figure.suptitle(title, parse_math=False)
     return figure
-
-
-class _Cell(NamedTuple):
-    heading: str
-    picture: np.ndarray
-
-
-Grid = list[list[_Cell | None]]  # rows, all of one length
 
 
 def _arrange(samples: Sequence[Mapping[str, np.ndarray]], across: int, abreast: int) -> Grid:
@@ -108,44 +96,37 @@ def _arrange(samples: Sequence[Mapping[str, np.ndarray]], across: int, abreast: 
         top, left = number // abreast * down, number % abreast * (1 + across)
         for index, (heading, picture) in enumerate(sample.items(), -1):
             row, column = (top, left) if index < 0 else (top + index // across, left + 1 + index % across)
-            grid[row][column] = _Cell("" if above.get(column) == heading else heading, picture)
+            grid[row][column] = ("" if above.get(column) == heading else heading, picture)
             above[column] = heading
     return grid
 
 
 def _picture_width(grid: Grid) -> float:
     """Width of each picture of a sheet, in inches, headings allowed for."""
-    headings = [[cell.heading for cell in row if cell] for row in grid]
-    return picture_size(grid[0][0].picture, headings, len(grid[0]))[1]
+    headings = [[cell[0] for cell in row if cell] for row in grid]
+    return picture_size(grid[0][0][1], headings, len(grid[0]))[1]
 
 
 def picture_size(picture: np.ndarray, headings: Sequence[Sequence[str]], columns: int) -> tuple[float, float]:
-    """Height and width, in inches, of pictures of one shape in a grid that fills a slide.
+    """Height and width, in inches, of pictures shaped as this one, (H, W, 3), in a grid that fills a slide.
 
-    Args:
-        picture: one of them, (H, W, 3).
-        headings: row by row, what is written over its pictures, in lines of 16 letters (`fit_text`).
-        columns: of the grid.
+    Headings are written over them, row by row, in lines of 16 letters (`fit_text`).
     """
     aspect = picture.shape[1] / picture.shape[0]
-    lines = sum(max((_count_lines(heading) for heading in row), default=0) for row in headings)
+    lines = sum(max((len(fit_text(text, width=1)[0].splitlines()) for text in row), default=0) for row in headings)
     # of 16 letters across a picture a line is an eighth of it high
     height = min((SLIDE[1] - TITLE) / (len(headings) + lines * aspect / 8), SLIDE[0] / columns / aspect)
     return height, height * aspect
 
 
-def _count_lines(text: str) -> int:
-    return len(fit_text(text, width=1)[0].splitlines())
-
-
-def show_picture(axis: Axes, picture: np.ndarray) -> None:
+def show_picture(axis: plt.Axes, picture: np.ndarray) -> None:
     """Draw a picture (H, W, 3) without ticks or frame."""
     axis.imshow(picture)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 
-def write_titles(axes: Iterable[Axes], titles: Iterable[str], width: float) -> None:
+def write_titles(axes: Iterable[plt.Axes], titles: Iterable[str], width: float) -> None:
     """Write a title over each of these axes, which are `width` inches wide."""
     for axis, title in zip(axes, titles, strict=True):
         text, size = fit_text(title, width)
@@ -169,7 +150,9 @@ def fit_text(text: str, width: float) -> tuple[str, float]:
     return "\n".join(textwrap.fill(line, room) for line in whole), size
 
 
-def show_pictures(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_names: Sequence[str] = ()) -> Figure:
+def show_pictures(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_names: Sequence[str] = ()
+) -> plt.Figure:
     """Rows of pictures (H, W, 3), as large as a slide allows, a title over each column, a name beside each row."""
     height, width = picture_size(rows[0][0], [titles, *[[]] * (len(rows) - 1)], len(rows[0]))
     figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=SLIDE, layout="compressed")

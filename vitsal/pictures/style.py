@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 from vitsal.errors import printable
 
@@ -38,7 +37,7 @@ def set_slide_style() -> None:
     )
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str) -> Path:
+def save_figure(figure: plt.Figure, folder: str | Path, name: str) -> Path:
     """Save a figure as `<folder>/<name>.png`, 200 dpi, and `.svg`; returns the PNG's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,19 +19,7 @@ from vitsal.errors import UserError, check_number, suggestion
 from vitsal.jobs.files import check_folder, locked, read_json, write_whole
 from vitsal.jobs.identity import describe, file_hash, question_hash, refuse_other
 from vitsal.jobs.paths import check_file, check_output
-from vitsal.pictures.video_files import (
-    ENCODER,
-    FORMATS,
-    GIF_RATE,
-    Film,
-    assemble,
-    check_sound,
-    encode,
-    inspect_video,
-    is_gif,
-    pictures_of,
-    to_array,
-)
+from vitsal.pictures import video_files
 from vitsal.pictures.video_panels import Column, draw_frames
 
 JOB = "settings.json"
@@ -49,7 +37,7 @@ def draw_on_video(
     batch_size: int = 8,
     progress: bool = True,
 ) -> Path:
-    """Draw the columns' maps over every frame of a video, panels in one row; sound and timing are kept.
+    """Draw the columns' maps over every frame of a video, panels in one row, with its sound and timing; gives `output`.
 
     The whole video is decoded once before anything is drawn, so that damage is known at the start. Frames are drawn in
     parts of 128 in the folder `<output>.parts`; killed and started again, it goes on after the last whole part, and
@@ -66,18 +54,15 @@ def draw_on_video(
         batch_size: frames that a guide sees at once.
         progress: show progress bars, of the check and of the drawing.
 
-    Returns:
-        `output`.
-
     Raises:
         UserError: no such file, no video or a damaged one, an output that cannot be written so, no column, a number out
             of range, a parts folder that another job has left, or another run that draws the same output.
     """
     source, output = Path(source), Path(output)
     _check_request(source, output, columns, strength, width, batch_size)
-    film = inspect_video(source, progress)
-    check_sound(film, output)
-    every, width = (film.every(GIF_RATE), width or GIF_WIDTH) if is_gif(output) else (1, width)
+    film = video_files.inspect_video(source, progress)
+    video_files.check_sound(film, output)
+    every, width = (film.every(video_files.GIF_RATE), width or GIF_WIDTH) if video_files.is_gif(output) else (1, width)
     draw = partial(draw_frames, columns=columns, strength=strength, names=names)
     size = _panel_size(film, draw, width)
     options = {"strength": strength, "names": names, "size": size, "every": every, "batch_size": batch_size}
@@ -85,8 +70,8 @@ def draw_on_video(
     job = _job(source, columns, options)
     _check_claim(parts, job)
     with locked(parts / "drawing", busy=f"Another run is drawing {output}. Wait for it, or name another output."):
-        _claim(parts, job)
-        assemble(film, _draw_parts(film, parts, partial(draw, size=size), job, progress), output)
+        write_whole(parts / JOB, lambda path: path.write_text(json.dumps(job, indent=2)))
+        video_files.assemble(film, _draw_parts(film, parts, partial(draw, size=size), job, progress), output)
         shutil.rmtree(parts)
     return output
 
@@ -95,9 +80,9 @@ def _check_request(
     source: Path, output: Path, columns: Mapping[str, Column], strength: float, width: int | None, batch_size: int
 ) -> None:
     check_file("video", source)
-    if output.suffix.lower() not in FORMATS:
-        near = suggestion(output.suffix.lower(), FORMATS)
-        raise UserError(f"{output}: the output's name must end with one of {', '.join(FORMATS)}.{near}")
+    if output.suffix.lower() not in video_files.FORMATS:
+        near = suggestion(output.suffix.lower(), video_files.FORMATS)
+        raise UserError(f"{output}: the output's name must end with one of {', '.join(video_files.FORMATS)}.{near}")
     check_output(output, source)
     if not columns:
         raise UserError("There is no column to draw; name one guide at least.")
@@ -107,10 +92,10 @@ def _check_request(
     check_number("batch size", batch_size, 0, SEGMENT, open_end="low")
 
 
-def _panel_size(film: Film, draw: Callable[..., np.ndarray], width: int | None) -> tuple[int, int]:
+def _panel_size(film: video_files.Film, draw: Callable[..., np.ndarray], width: int | None) -> tuple[int, int]:
     """(h, w) of a panel, even; the first frame is drawn to see how many panels there are."""
-    frame = next(pictures_of(film))[1]
-    panels = draw([to_array(frame, film)]).shape[2] // film.width
+    _, frame = next(video_files.pictures_of(film))
+    panels = draw([video_files.to_array(frame, film)]).shape[2] // film.width
     height, own = film.height, film.width
     if width and panels * own > width:
         own = max(2, width // panels // 2 * 2)
@@ -129,7 +114,7 @@ def _job(source: Path, columns: Mapping[str, Column], options: Mapping[str, obje
     return {
         "source": {"bytes": state.st_size, "modified": state.st_mtime_ns},
         "columns": [[name, describe(column)] for name, column in columns.items()],
-        "versions": {"av": av.__version__, "part": f"{SEGMENT} frames, {ENCODER}"},
+        "versions": {"av": av.__version__, "part": f"{SEGMENT} frames, {video_files.ENCODER}"},
         **options,
     }
 
@@ -140,25 +125,15 @@ def _check_claim(parts: Path, job: Mapping[str, object]) -> None:
     settings = parts / JOB
     known = (f"{JOB}*", ".drawing.lock")
     if settings.exists() or (parts.exists() and any(not any(map(path.match, known)) for path in parts.iterdir())):
-        advice = f"So {parts} holds another job's parts, or damaged ones. Delete it, or name another output."
-        what, instead = f"{parts} holds another job's parts", "Delete it, or name another output."
-        refuse_other(read_json(settings, advice), job, what, instead)
-
-
-def _claim(parts: Path, job: Mapping[str, object]) -> None:
-    """Note in the folder of parts what it is for."""
-    write_whole(parts / JOB, lambda path: path.write_text(json.dumps(job, indent=2)))
+        what, advice = f"{parts} holds another job's parts", "Delete it, or name another output."
+        refuse_other(read_json(settings, f"So {what}, or damaged ones. {advice}"), job, what, advice)
 
 
 def _draw_parts(
-    film: Film,
-    parts: Path,
-    draw: Callable[[Sequence[np.ndarray]], np.ndarray],
-    job: Mapping[str, object],
-    progress: bool,
+    film: video_files.Film, parts: Path, draw: Callable[..., np.ndarray], job: Mapping[str, object], progress: bool
 ) -> list[Path]:
     """Write the parts that are not there yet, or are not whole; returns all, in order."""
-    pictures = islice(pictures_of(film), 0, None, job["every"])
+    pictures = islice(video_files.pictures_of(film), 0, None, job["every"])
     total, paths = -(-film.frames // job["every"]), []
     with tqdm(desc="video", total=total, unit="frame", mininterval=1, disable=not progress) as bar:
         for number in range(-(-total // SEGMENT)):
@@ -167,8 +142,9 @@ def _draw_parts(
             if path:
                 bar.update(sum(1 for _ in segment))
             else:
-                drawn = _drawn(film, segment, draw, job["batch_size"], bar)
-                path = _write_part(parts, number, job, partial(encode, film=film, pictures=drawn))
+                unsealed = parts / f"{number:06d}.unsealed"
+                video_files.encode(unsealed, film, _drawn(film, segment, draw, job["batch_size"], bar))
+                path = unsealed.replace(parts / f"{number:06d}-{_seal(unsealed, number, job)}.nut")
             paths.append(path)
     return paths
 
@@ -185,27 +161,16 @@ def _whole_part(parts: Path, number: int, job: Mapping[str, object]) -> Path | N
     return whole
 
 
-def _write_part(parts: Path, number: int, job: Mapping[str, object], save: Callable[[Path], None]) -> Path:
-    """Write a part under its number and its seal."""
-    unsealed = parts / f"{number:06d}.unsealed"
-    save(unsealed)
-    return unsealed.replace(parts / f"{number:06d}-{_seal(unsealed, number, job)}.nut")
-
-
 def _seal(path: Path, number: int, job: Mapping[str, object]) -> str:
     """First 16 hexadecimal digits of the SHA-256 of job, number and content: what a part is, and that it is whole."""
     return file_hash(path, f"{question_hash(job)} {number} ")
 
 
 def _drawn(
-    film: Film,
-    segment: Iterator[tuple[int, av.VideoFrame]],
-    draw: Callable[[Sequence[np.ndarray]], np.ndarray],
-    batch_size: int,
-    bar: tqdm,
+    film: video_files.Film, segment: Iterator[tuple], draw: Callable[..., np.ndarray], batch_size: int, bar: tqdm
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Ticks and what is drawn, batch by batch."""
-    arrays = ((tick, to_array(frame, film)) for tick, frame in segment)
+    """Ticks and what is drawn, batch by batch, of a segment's ticks and frames."""
+    arrays = ((tick, video_files.to_array(frame, film)) for tick, frame in segment)
     while batch := list(islice(arrays, batch_size)):
         ticks, frames = zip(*batch, strict=True)
         yield from zip(ticks, draw(frames), strict=True)

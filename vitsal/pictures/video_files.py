@@ -19,7 +19,6 @@ from av.codec.context import Flags
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video.reformatter import Colorspace
-from av.video.stream import VideoStream
 from IPython import display
 from PIL import Image
 from tqdm import tqdm
@@ -61,18 +60,13 @@ class Film:
 
 
 @contextmanager
-def _opened(path: Path, kind: str | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file and its video stream; of a kind, such as a part's, or of whatever it looks like.
-
-    Raises:
-        UserError: it cannot be opened, or has no moving pictures; a cover picture in a sound file is none.
-    """
+def _opened(path: Path, kind: str | None = None) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """A file and its video stream; of a kind, such as a part's, or of whatever it looks like; a cover is no video."""
     try:
         container = av.open(str(path), format=kind, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as a video: {_reason(error)}. It may be damaged or cut short."
-        ) from error
+        reason = _reason(error)
+        raise UserError(f"{path} cannot be read as a video: {reason}. It may be damaged or cut short.") from error
     with container:
         moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not moving or not moving[0].codec_context or not moving[0].width:
@@ -87,11 +81,7 @@ def _reason(error: Exception) -> str:
 
 
 def _decoded(path: Path, kind: str | None = None) -> Iterator[av.VideoFrame]:
-    """All frames of a video, in the order in which they are shown.
-
-    Raises:
-        UserError: a frame is damaged, or the file ends before the time that its header gives.
-    """
+    """All frames of a video as they are shown; UserError if one is damaged, or the file ends before its header says."""
     number, shown, reached = 0, Fraction(0), Fraction(0)
     with _opened(path, kind) as (container, video):
         try:
@@ -131,26 +121,19 @@ def _damage(path: Path, number: int, seconds: Fraction | float, reason: str) -> 
 
 
 def inspect_video(path: Path, progress: bool) -> Film:
-    """Decode the whole video once.
-
-    Raises:
-        UserError: it cannot be read, or is damaged.
-    """
+    """Decode the whole video once; UserError if it cannot be read, or is damaged."""
     with _opened(path) as (container, video):
         rate = video.average_rate or video.guessed_rate or Fraction(25)
         sound = tuple(stream.codec.canonical_name for stream in container.streams.audio)
         expected, time_base = video.frames or None, video.time_base
-    frames = tqdm(_decoded(path), "check", expected, unit="frame", mininterval=1, disable=not progress)
-    count = 0
-    for count, frame in enumerate(frames, 1):
-        if count == 1:
-            height, width = _upright(frame.to_ndarray(format="rgb24"), frame.rotation).shape[:2]
-    return Film(path, count, rate, time_base, height // 2 * 2, width // 2 * 2, sound)
+    frames = iter(tqdm(_decoded(path), "check", expected, unit="frame", mininterval=1, disable=not progress))
+    height, width, _ = _upright(next(frames)).shape
+    return Film(path, 1 + sum(1 for _ in frames), rate, time_base, height, width, sound)
 
 
-def _upright(pixels: np.ndarray, degrees: int) -> np.ndarray:
-    """Turn a picture as a player would, telephones film sideways; and make its sides even."""
-    turned = np.rot90(pixels, round(degrees / 90))
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture turned as a player would, telephones film sideways; its sides made even."""
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
     return np.ascontiguousarray(turned[: turned.shape[0] // 2 * 2, : turned.shape[1] // 2 * 2])
 
 
@@ -178,8 +161,7 @@ def pictures_of(film: Film) -> Iterator[tuple[int, av.VideoFrame]]:
 
 def to_array(frame: av.VideoFrame, film: Film) -> np.ndarray:
     """A frame as it is shown, (H, W, 3) in uint8; one of another size than the first is brought to it."""
-    pixels = _upright(frame.to_ndarray(format="rgb24"), frame.rotation)
-    return resized(pixels, (film.height, film.width))
+    return resized(_upright(frame), (film.height, film.width))
 
 
 def encode(path: Path, film: Film, pictures: Iterable[tuple[int, np.ndarray]]) -> None:
@@ -190,28 +172,21 @@ def encode(path: Path, film: Film, pictures: Iterable[tuple[int, np.ndarray]]) -
         for tick, picture in pictures:
             stream = stream or _add_video(container, film, picture.shape)
             ticks.append(tick)
-            _mux(container, stream.encode(_to_frame(picture)), ticks, film.time_base)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            _mux(container, stream.encode(frame), ticks, film.time_base)
         _mux(container, stream.encode(), ticks, film.time_base)
 
 
-def _add_video(container: OutputContainer, film: Film, shape: tuple[int, ...]) -> VideoStream:
-    quality = (
-        {"crf": "18", "preset": "veryfast", "bf": "0"}
-        if ENCODER == "libx264"
-        else {"qmin": "2", "qmax": "4", "bf": "0"}
-    )
-    stream = container.add_stream(ENCODER, rate=film.rate.limit_denominator(1001), options=quality)
+def _add_video(container: OutputContainer, film: Film, shape: tuple[int, ...]) -> av.VideoStream:
+    quality = {"crf": "18", "preset": "veryfast"} if ENCODER == "libx264" else {"qmin": "2", "qmax": "4"}
+    stream = container.add_stream(ENCODER, rate=film.rate.limit_denominator(1001), options=quality | {"bf": "0"})
     stream.height, stream.width, stream.pix_fmt = *shape[:2], "yuv420p"
     stream.time_base = film.time_base
     context = stream.codec_context
     context.flags |= Flags.global_header
     context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
     return stream
-
-
-def _to_frame(picture: np.ndarray) -> av.VideoFrame:
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
 
 
 def _mux(container: OutputContainer, packets: Iterable[av.Packet], ticks: deque[int], time_base: Fraction) -> None:
@@ -233,7 +208,7 @@ def _remux(film: Film, paths: Sequence[Path], whole: Path) -> None:
     kind = FORMATS[whole.suffix]
     index_first = {} if kind == "matroska" else {"movflags": "+faststart"}
     with av.open(str(whole), "w", format=kind, options=index_first) as target, _opened(film.path) as (source, _):
-        with _opened_part(paths[0]) as part:
+        with av.open(str(paths[0]), format=PART) as part:
             video = target.add_stream_from_template(part.streams.video[0])
         tracks = {stream.index: target.add_stream_from_template(stream) for stream in source.streams.audio}
         pictures, sound = _picture_packets(paths, video, film), _sound_packets(source, tracks)
@@ -241,13 +216,9 @@ def _remux(film: Film, paths: Sequence[Path], whole: Path) -> None:
             target.mux(packet)
 
 
-def _opened_part(path: Path) -> InputContainer:
-    return av.open(str(path), format=PART)
-
-
-def _picture_packets(paths: Sequence[Path], video: VideoStream, film: Film) -> Iterator[av.Packet]:
+def _picture_packets(paths: Sequence[Path], video: av.VideoStream, film: Film) -> Iterator[av.Packet]:
     for path in paths:
-        with _opened_part(path) as part:
+        with av.open(str(path), format=PART) as part:
             for packet in part.demux(video=0):
                 if packet.dts is not None:
                     packet.duration = round(film.step * film.time_base / packet.time_base)
@@ -287,13 +258,9 @@ def _few_colours(picture: np.ndarray, hundredths: int) -> av.VideoFrame:
 
 
 def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int, sound: np.ndarray) -> None:
-    """Write pictures and a sound as a video.
+    """Write pictures, (H, W, 3) in uint8 each, sides even, `rate` a second, and a sound as a video.
 
-    Args:
-        path: of the file; its ending tells what kind it is.
-        pictures: (H, W, 3) in uint8 each, sides even.
-        rate: pictures per second.
-        sound: (samples,) in int16, 48,000 of them per second.
+    The file's ending tells what kind it is. The sound is (samples,) in int16, 48,000 of them per second.
     """
     pictures = iter(pictures)
     first = next(pictures)
@@ -309,11 +276,7 @@ def write_film(path: Path, pictures: Iterable[np.ndarray], rate: int, sound: np.
 
 
 def cut_film(source: Path, path: Path, seconds: float) -> None:
-    """Copy the beginning of a video, sound included, without coding it again.
-
-    Raises:
-        UserError: it cannot be read, or is damaged.
-    """
+    """Copy the beginning of a video, sound included, without coding it again; UserError if it is damaged."""
     inspect_video(source, progress=False)
     with _opened(source) as (old, video), av.open(str(path), "w") as new:
         streams = [video, *old.streams.audio]
@@ -328,8 +291,7 @@ def cut_film(source: Path, path: Path, seconds: float) -> None:
 def read_frames(path: Path, count: int | None = None) -> list[np.ndarray]:
     """Frames of a video, (H, W, 3) in uint8 each: `count` of them, spread evenly over it, or all.
 
-    Raises:
-        UserError: it cannot be read, or is damaged.
+    UserError if it cannot be read, or is damaged.
     """
     film = inspect_video(path, progress=False)
     wanted = spread(film.frames, count)
@@ -337,11 +299,7 @@ def read_frames(path: Path, count: int | None = None) -> list[np.ndarray]:
 
 
 def write_gif(path: Path, pictures: Sequence[np.ndarray], width: int, rate: float) -> display.Image:
-    """Write pictures, (H, W, 3) in uint8, as a small GIF: this many pixels wide, with 64 colours in each picture.
-
-    Returns:
-        The GIF, as notebooks show it.
-    """
+    """Write pictures, (H, W, 3) in uint8, as a GIF this many pixels wide, 64 colours each; as notebooks show it."""
     size = (width * pictures[0].shape[0] // pictures[0].shape[1], width)
     small = [Image.fromarray(resized(picture, size)) for picture in pictures]
     # an octree keeps rare colours too

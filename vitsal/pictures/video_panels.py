@@ -70,9 +70,12 @@ def draw_frames(
     small = [resized(frame, size) for frame in frames]
     panels = []
     for name, column in columns.items():
-        drawn = _draw_column(column, frames, small, strength)
-        titles = [f"{name} {number}" for number in range(1, len(drawn) + 1)] if len(drawn) > 1 else [name]
-        panels += [_with_name(*pair) for pair in zip(drawn, titles, strict=True)] if names else drawn
+        maps = [None] if column.guide is None else column.maps(frames).unbind(1)
+        for number, values in enumerate(maps, 1):
+            laid = small if values is None else [overlay(*pair, strength) for pair in zip(small, values, strict=True)]
+            drawn = np.stack(laid)
+            title = name if len(maps) == 1 else f"{name} {number}"
+            panels.append(_with_name(drawn, title) if names else drawn)
     return np.concatenate(panels, axis=2)
 
 
@@ -80,16 +83,6 @@ def resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture (H, W, 3) in uint8 at `size`, (h, w)."""
     same = frame.shape[:2] == size
     return frame if same else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
-def _draw_column(
-    column: Column, frames: Sequence[np.ndarray], small: Sequence[np.ndarray], strength: float
-) -> list[np.ndarray]:
-    """Panels of one column, each (B, h, w, 3)."""
-    if column.guide is None:
-        return [np.stack(small)]
-    panels = column.maps(frames).unbind(1)
-    return [np.stack([overlay(*pair, strength) for pair in zip(small, maps, strict=True)]) for maps in panels]
 
 
 def _with_name(pictures: np.ndarray, name: str) -> np.ndarray:
