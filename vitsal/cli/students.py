@@ -53,8 +53,7 @@ def train_student(
     architecture: Annotated[str, typer.Option(help="convnet, transformer, or a timm model.")] = "convnet",
     pretrained: Annotated[bool, typer.Option(help="Start from the timm model's weights.")] = False,
     width: Annotated[
-        int | None,
-        typer.Option(help="Channels of a convnet's first stage.", min=4, max=4_096, show_default="32"),
+        int | None, typer.Option(help="Channels of a convnet's first stage.", min=4, max=4_096, show_default="32")
     ] = None,
     cell: Annotated[int, typer.Option(help="Pixels of the input per patch, each way.", min=1, max=64)] = CELL,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = TrainingSettings.loss,

@@ -64,24 +64,15 @@ PRESETS: dict[str, Preset] = {
         epochs=5,
         student_width=16,
     ),
-    "imagenette": Preset(
-        target="deit_tiny_patch16_224",
-        guide_model="deit_tiny_patch16_224",
-        data="imagenette",
-    ),
+    "imagenette": Preset(target="deit_tiny_patch16_224", guide_model="deit_tiny_patch16_224", data="imagenette"),
     "imagenet": Preset(
         target="vit_base_patch16_224.augreg2_in21k_ft_in1k",
         guide_model="deit_tiny_patch16_224.fb_in1k",
         data="hfids/ILSVRC/imagenet-1k",
         train_limit=100_000,
     ),
-    "imagenet-large": Preset(
-        target="vit_large_patch16_224.augreg_in21k_ft_in1k",
-        guide_model="deit_tiny_patch16_224.fb_in1k",
-        data="hfids/ILSVRC/imagenet-1k",
-        train_limit=100_000,
-    ),
 }
+PRESETS["imagenet-large"] = replace(PRESETS["imagenet"], target="vit_large_patch16_224.augreg_in21k_ft_in1k")
 
 
 def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Preset:

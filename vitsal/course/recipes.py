@@ -107,11 +107,7 @@ class PublishedExperiment:
         return list(dict.fromkeys(curve.target for curve in self.curves))
 
     def of_target(self, label: str) -> list[Curve]:
-        """The curves of one target.
-
-        Raises:
-            UserError: the recipe has no target of this label.
-        """
+        """The curves of one target; raises UserError if the recipe has none of this label."""
         check_choice(f"target of {self.name!r}", label, self.targets)
         return [curve for curve in self.curves if curve.target == label]
 
@@ -140,72 +136,50 @@ def _curves(target: str, figure: str, *labels: str) -> tuple[Curve, ...]:
     return tuple(Curve(target, label, (figure, label)) for label in labels)
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        PublishedExperiment(
-            "base16",
-            "ViT-B/16: random patches, its own rollout",
-            _curves("ViT-B/16", "base16", "random", "own rollout"),
-        ),
-        PublishedExperiment(
-            "base16-deit",
-            "ViT-B/16: random patches, DeiT-tiny's rollout",
-            _curves("ViT-B/16", "base16", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "large16",
-            "ViT-L/16: random patches, DeiT-tiny's rollout",
-            _curves("ViT-L/16", "large16", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "mae-base",
-            "Fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
-            _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "mae-huge",
-            "Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout",
-            _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "vit-vs-mae",
-            "ViT-B/16 and fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
-            _curves("ViT-B/16", "base16", "random", "deit_tiny rollout")
-            + _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "resnet-students",
-            "ViT-B/16: ResNet students by teacher",
-            _curves("ViT-B/16", "resnet_students", *(label for label in GUIDE_SPECS if label.startswith("resnet"))),
-        ),
-        PublishedExperiment(
-            "final",
-            "ViT-B/16: random patches, its own and DeiT-tiny's rollout, a ResNet student",
-            _curves("ViT-B/16", "base16", "random", "own rollout", "deit_tiny rollout")
-            + _curves("ViT-B/16", "resnet_students", "resnet student of deit_tiny rollout (max)"),
-        ),
-        PublishedExperiment(
-            "embedded",
-            "Offline stand-in: a small ViT on digit scenes; model and data are others than the published ViT-B/16's",
-            (
-                *_curves("digits target", "base16", "random", "own rollout"),
-                Curve("digits target", "digits_guide rollout", ("base16", "deit_tiny rollout")),
-            ),
-            data=DIGITS.data,
-            split=DIGITS.split,
-            num_images=400,
-        ),
-    )
+BASE16_DEIT = _curves("ViT-B/16", "base16", "random", "deit_tiny rollout")
+MAE_BASE_DEIT = _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout")
+CHARTS = {
+    "base16": ("ViT-B/16: random patches, its own rollout", _curves("ViT-B/16", "base16", "random", "own rollout")),
+    "base16-deit": ("ViT-B/16: random patches, DeiT-tiny's rollout", BASE16_DEIT),
+    "large16": (
+        "ViT-L/16: random patches, DeiT-tiny's rollout",
+        _curves("ViT-L/16", "large16", "random", "deit_tiny rollout"),
+    ),
+    "mae-base": ("Fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout", MAE_BASE_DEIT),
+    "mae-huge": (
+        "Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout",
+        _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout"),
+    ),
+    "vit-vs-mae": (
+        "ViT-B/16 and fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
+        BASE16_DEIT + MAE_BASE_DEIT,
+    ),
+    "resnet-students": (
+        "ViT-B/16: ResNet students by teacher",
+        _curves("ViT-B/16", "resnet_students", *(label for label in GUIDE_SPECS if label.startswith("resnet"))),
+    ),
+    "final": (
+        "ViT-B/16: random patches, its own and DeiT-tiny's rollout, a ResNet student",
+        _curves("ViT-B/16", "base16", "random", "own rollout", "deit_tiny rollout")
+        + _curves("ViT-B/16", "resnet_students", "resnet student of deit_tiny rollout (max)"),
+    ),
 }
+RECIPES = {name: PublishedExperiment(name, title, curves) for name, (title, curves) in CHARTS.items()}
+RECIPES["embedded"] = PublishedExperiment(
+    "embedded",
+    "Offline stand-in: a small ViT on digit scenes; model and data are others than the published ViT-B/16's",
+    (
+        *_curves("digits target", "base16", "random", "own rollout"),
+        Curve("digits target", "digits_guide rollout", ("base16", "deit_tiny rollout")),
+    ),
+    data=DIGITS.data,
+    split=DIGITS.split,
+    num_images=400,
+)
 
 
 def choose_recipe(name: str) -> PublishedExperiment:
-    """Return a recipe by its name.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+    """Return a recipe by its name; raise UserError if there is none."""
     return RECIPES[check_choice("recipe", name, RECIPES)]
 
 
@@ -225,6 +199,5 @@ def training_command(spec: GuideSpec, students: str | Path = STUDENTS) -> str:
         "limit": IMAGENET.train_limit,
         "output": Path(students, spec.student),
     }
-    return shlex.join(
-        ["vitsal", "train-student", *(word for name in options for word in (f"--{name}", str(options[name])))]
-    )
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["vitsal", "train-student", *words])

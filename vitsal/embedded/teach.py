@@ -23,10 +23,7 @@ from vitsal.students.student import load_student, new_student, save_student
 TEACHER = "vitsal_digits_guide"
 SCENES = 6_000
 WIDTHS = {"convnet": 16, "transformer": 24}  # small, since they come with the package
-RECIPES = {
-    "convnet": TrainingSettings(epochs=16),
-    "transformer": TrainingSettings(epochs=24, learning_rate=2e-3),
-}
+RECIPES = {"convnet": TrainingSettings(epochs=16), "transformer": TrainingSettings(epochs=24, learning_rate=2e-3)}
 
 
 def teach(architecture: str, method: str, output: Path, scenes: int = SCENES) -> Path:

@@ -134,12 +134,7 @@ def cosine(optimizer: Optimizer, recipe: Schedule) -> CosineLRScheduler:
 
 
 def train_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    recipe: Schedule,
-    epoch: int,
-    seed: int,
-    progress: tqdm,
+    model: nn.Module, optimizer: Optimizer, recipe: Schedule, epoch: int, seed: int, progress: tqdm
 ) -> None:
     """One epoch of scenes never seen before."""
     model.train()

@@ -23,7 +23,6 @@ HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda attention: attention.amax(dim=1),
     "min": lambda attention: attention.amin(dim=1),
 }
-READOUTS = ("class", "patches")
 
 
 def fuse_heads(attention: Tensor, head_fusion: str = "mean") -> Tensor:
@@ -122,7 +121,7 @@ def readout_row(fused: Tensor, num_prefix_tokens: int, readout: str) -> Tensor:
     Raises:
         UserError: unknown readout, or readout "class" of a model without a class token.
     """
-    check_choice("readout", readout, READOUTS)
+    check_choice("readout", readout, ("class", "patches"))
     if readout == "class" and num_prefix_tokens == 0:
         raise UserError("Readout 'class' needs a class token and this model has none; use readout='patches'.")
     row = fused.new_zeros(fused.shape[:2])
@@ -132,11 +131,7 @@ def readout_row(fused: Tensor, num_prefix_tokens: int, readout: str) -> Tensor:
 
 
 def attention_rollout(
-    fused: Sequence[Tensor],
-    *,
-    num_prefix_tokens: int = 1,
-    discard_ratio: float = 0.0,
-    readout: str = "class",
+    fused: Sequence[Tensor], *, num_prefix_tokens: int = 1, discard_ratio: float = 0.0, readout: str = "class"
 ) -> Tensor:
     """Attention rollout of each image: L matrices (B, N, N) -> saliency (B, P), raw.
 
