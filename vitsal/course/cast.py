@@ -54,12 +54,9 @@ def make_guides(
     pretrained: bool = True,
     models: MutableMapping[str, nn.Module] | None = None,
 ) -> dict[str, Guide]:
-    """Make the guides of one of a recipe's targets, on its device: label -> guide.
+    """Make the guides of one of a recipe's targets, as `load_targets` gives it, on its device: label -> guide.
 
     Args:
-        recipe: whose guides.
-        label: the target's.
-        target: the target itself, as `load_targets` gives it.
         students: folder that holds the students' folders.
         seed: of random patches.
         pretrained: False gives random weights and new students, for a dry run.
@@ -71,18 +68,14 @@ def make_guides(
     """
     models = {} if models is None else models
     device = next(target.parameters()).device
-    return {
-        curve.label: make_guide(
-            curve.guide.guide,
-            target,
-            model=_inner_model(curve.guide, models, pretrained, device),
-            student=_student(curve.guide, Path(students), grid_size(target), pretrained, device),
-            head_fusion=curve.guide.head_fusion,
-            discard_ratio=curve.guide.discard_ratio,
-            seed=seed,
-        )
-        for curve in recipe.of_target(label)
-    }
+    guides = {}
+    for curve in recipe.of_target(label):
+        spec = curve.guide
+        inner = _inner_model(spec, models, pretrained, device)
+        student = _student(spec, Path(students), grid_size(target), pretrained, device)
+        options = {"head_fusion": spec.head_fusion, "discard_ratio": spec.discard_ratio, "seed": seed}
+        guides[curve.label] = make_guide(spec.guide, target, model=inner, student=student, **options)
+    return guides
 
 
 def _inner_model(

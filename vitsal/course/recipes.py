@@ -16,7 +16,6 @@ from vitsal.course.presets import KEEP_RATIOS, PRESETS
 from vitsal.errors import check_choice
 
 STUDENT_ARCHITECTURE = "resnet18"
-MAE_URL = "https://dl.fbaipublicfiles.com/mae/finetune/"
 IMAGENET, DIGITS = PRESETS["imagenet"], PRESETS["digits"]
 
 
@@ -24,9 +23,7 @@ IMAGENET, DIGITS = PRESETS["imagenet"], PRESETS["digits"]
 class ModelSpec:
     """A timm model with its hub's weights or, where a checkpoint is named, those that MAE's authors fine-tuned.
 
-    Args:
-        name: the timm model.
-        checkpoint: the file that MAE's authors published, at `url`: 1,000 classes, average pooling.
+    The checkpoint is the file that they published, at `url`: 1,000 classes, average pooling.
     """
 
     name: str
@@ -35,7 +32,7 @@ class ModelSpec:
     @property
     def url(self) -> str:
         """Where the checkpoint comes from."""
-        return MAE_URL + self.checkpoint
+        return f"https://dl.fbaipublicfiles.com/mae/finetune/{self.checkpoint}"
 
     @property
     def options(self) -> dict[str, object]:
@@ -83,11 +80,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class PublishedExperiment:
-    """One chart, ready to be drawn again.
+    """One chart, its name, title and curves, ready to be drawn again.
 
     Args:
-        name, title: what it is called.
-        curves: its curves.
         data, split: what `vitsal.data.open_data` takes; `dataclasses.replace(recipe, data=folder)` names your own copy.
         num_images: how many images that is.
         keep_ratios: fractions of patches kept.
@@ -137,19 +132,15 @@ def _curves(target: str, figure: str, *labels: str) -> tuple[Curve, ...]:
 
 
 BASE16_DEIT = _curves("ViT-B/16", "base16", "random", "deit_tiny rollout")
+LARGE16_DEIT = _curves("ViT-L/16", "large16", "random", "deit_tiny rollout")
 MAE_BASE_DEIT = _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout")
+MAE_HUGE_EVA = _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout")
 CHARTS = {
     "base16": ("ViT-B/16: random patches, its own rollout", _curves("ViT-B/16", "base16", "random", "own rollout")),
     "base16-deit": ("ViT-B/16: random patches, DeiT-tiny's rollout", BASE16_DEIT),
-    "large16": (
-        "ViT-L/16: random patches, DeiT-tiny's rollout",
-        _curves("ViT-L/16", "large16", "random", "deit_tiny rollout"),
-    ),
+    "large16": ("ViT-L/16: random patches, DeiT-tiny's rollout", LARGE16_DEIT),
     "mae-base": ("Fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout", MAE_BASE_DEIT),
-    "mae-huge": (
-        "Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout",
-        _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout"),
-    ),
+    "mae-huge": ("Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout", MAE_HUGE_EVA),
     "vit-vs-mae": (
         "ViT-B/16 and fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
         BASE16_DEIT + MAE_BASE_DEIT,

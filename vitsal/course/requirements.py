@@ -30,9 +30,8 @@ def needs(recipe: recipes.PublishedExperiment, *, students: str | Path = STUDENT
     """
     rows = [_need_of_target(recipes.TARGETS[label]) for label in recipe.targets]
     rows += [_need_of_guide(curve.guide, Path(students)) for curve in recipe.curves if curve.guide.model]
-    return pd.DataFrame(rows, columns=["model", "role", "megabytes", "where", "source"]).drop_duplicates(
-        "model", ignore_index=True
-    )
+    table = pd.DataFrame(rows, columns=["model", "role", "megabytes", "where", "source"])
+    return table.drop_duplicates("model", ignore_index=True)
 
 
 def _need_of_target(spec: recipes.ModelSpec) -> tuple[str, str, float, str, str]:
@@ -66,14 +65,11 @@ def describe_recipes(*, students: str | Path = STUDENTS, speed: float | None = N
     for recipe in recipes.RECIPES.values():
         needed, operations = needs(recipe, students=students), count_recipe(recipe)
         missing = needed.loc[needed["where"] == "", "megabytes"].sum()
-        row = {"name": recipe.name, "title": recipe.title, "models": _listed(needed), "missing_mb": missing}
+        models = [f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples()]
+        row = {"name": recipe.name, "title": recipe.title, "models": "; ".join(models), "missing_mb": missing}
         row |= {"images": recipe.num_images, "pflop": operations / 1e15}
         rows.append(row | ({"hours": operations / speed / 3600} if speed else {}))
     return pd.DataFrame(rows)
-
-
-def _listed(needed: pd.DataFrame) -> str:
-    return "; ".join(f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples())
 
 
 def count_recipe(recipe: recipes.PublishedExperiment) -> int:
@@ -92,12 +88,14 @@ def count_recipe(recipe: recipes.PublishedExperiment) -> int:
     return recipe.num_images * (whole + curves)
 
 
+@cache
 def _count_guide(spec: recipes.GuideSpec, target: recipes.ModelSpec) -> int:
     """Operations of a guide for one image."""
     if spec.guide == "random":
         return 0
     if spec.student:
-        return _count_student()
+        student = _new_student()
+        return count_operations(partial(student, torch.empty(1, 3, *student.input_size)))
     return _count_kept(recipes.ModelSpec(spec.model) if spec.model else target, 1.0)
 
 
@@ -122,12 +120,6 @@ def _count_few(spec: recipes.ModelSpec) -> list[int]:
 
 
 @cache
-def _count_student() -> int:
-    student = _new_student()
-    return count_operations(partial(student, torch.empty(1, 3, *student.input_size)))
-
-
-@cache
 def _new_student() -> Student:
     """A student for 14 x 14 patches, as all published ones are."""
     return new_student(recipes.STUDENT_ARCHITECTURE, (14, 14)).eval()
@@ -140,15 +132,14 @@ def measure_speed(device: str | torch.device = "cpu", *, seconds: float = 1.0, b
     Other models and batches do not reach the same speed, nor does a machine that is busy: it is an estimate.
 
     Args:
-        device: the device to measure.
+        device, batch_size: of the passes.
         seconds: how long to measure, after one pass that does not count; one pass at least.
-        batch_size: images in a pass.
     """
     model = load_model(recipes.DEIT_TINY, pretrained=False, device=device)
     images = torch.zeros(batch_size, 3, *input_size(model), device=device)
     model(images).sum().item()  # .item() waits for the device
-    passes, start = 0, time.perf_counter()
-    while not passes or time.perf_counter() - start < seconds:
+    passes, start, elapsed = 0, time.perf_counter(), 0.0
+    while not passes or elapsed < seconds:
         model(images).sum().item()
-        passes += 1
-    return passes * batch_size * _count_kept(recipes.ModelSpec(recipes.DEIT_TINY), 1.0) / (time.perf_counter() - start)
+        passes, elapsed = passes + 1, time.perf_counter() - start
+    return passes * batch_size * _count_kept(recipes.ModelSpec(recipes.DEIT_TINY), 1.0) / elapsed

@@ -21,8 +21,8 @@ from vitsal.models.tokens import default_readout, grid_size
 class ModelGuide:
     """What guides with a ViT inside share: `model` sees the images, the map is laid on its own patch grid.
 
-    `images` are in the model's own normalisation and size, as `model_transform(model)` makes them; `AdaptedGuide` takes
-    images prepared for another model.
+    `model` is a timm ViT in eval mode. `images` are in its own normalisation and size, as `model_transform(model)` makes
+    them; `AdaptedGuide` takes images prepared for another model.
     """
 
     model: nn.Module
@@ -47,7 +47,6 @@ class RolloutGuide(ModelGuide):
     """Attention rollout of `model` (`vitsal.guides.attention_rollout`).
 
     Args:
-        model: a timm ViT in eval mode.
         head_fusion: "mean", "max" or "min".
         discard_ratio: fraction of each block's attention to drop, in [0, 1).
 

@@ -62,13 +62,9 @@ def make_guide(
 def make_choosers(
     names: Sequence[str], target: nn.Module, students: Mapping[str, Student] | None = None, **options: Any
 ) -> dict[str, Guide]:
-    """Make several guides for one target: name -> guide; of students, who may be several, "student <name>" -> guide.
+    """Make several guides for one target, each as `make_guide` does, with the same options: name -> guide.
 
-    Args:
-        names: of guides, as `make_guide` takes them.
-        target: the ViT whose patches will be dropped.
-        students: name -> student, for the guide "student".
-        options: for all of them; see `make_guide`.
+    For the guide "student" there may be several `students`, name -> student: "student <name>" -> guide.
     """
     choosers = {name: make_guide(name, target, **options) for name in names if name != "student"}
     pupils = (students or {"": None}) if "student" in names else {}
