@@ -21,7 +21,7 @@ from vitsal.models.tokens import default_readout, grid_size
 class ModelGuide:
     """What guides with a ViT inside share: `model` sees the images, the map is laid on its own patch grid.
 
-    `model` is a timm ViT in eval mode. `images` are in its own normalisation and size, as `model_transform(model)` makes
+    `model` is a timm ViT in eval mode, `images` in its own normalisation and size, as `model_transform(model)` makes
     them; `AdaptedGuide` takes images prepared for another model.
     """
 
