@@ -20,11 +20,7 @@ class UserError(ValueError):
 
 
 def check_choice(kind: str, value: object, known: Iterable[str]) -> str:
-    """Return `value` if it is one of `known`.
-
-    Raises:
-        UserError: otherwise, with the known values and the nearest of them.
-    """
+    """Return `value` if it is one of `known`; otherwise raise UserError, with these and the nearest of them."""
     known = list(known)
     if value in known:
         return str(value)
@@ -55,16 +51,11 @@ def printable(text: object) -> str:
 
 
 def check_number(kind: str, value: object, low: float, high: float, *, open_end: str) -> float:
-    """Return `value` as a float if it lies between `low` and `high`.
+    """Return `value` as a float if it is a number between `low` and `high`; otherwise raise UserError.
 
     Args:
         kind: the name to use in the message, such as "keep ratio".
-        value: what the user gave.
-        low, high: the interval's ends.
         open_end: which end does not belong to the interval, "low" or "high".
-
-    Raises:
-        UserError: `value` is no number, or outside the interval.
     """
     interval = f"({low:g}, {high:g}]" if open_end == "low" else f"[{low:g}, {high:g})"
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:  # nan
@@ -76,11 +67,7 @@ def check_number(kind: str, value: object, low: float, high: float, *, open_end:
 
 
 def check_whole(kind: str, value: object, low: int, high: int) -> int:
-    """Return `value` if it is a whole number from `low` to `high`.
-
-    Raises:
-        UserError: otherwise.
-    """
+    """Return `value` if it is a whole number from `low` to `high`; otherwise raise UserError, naming its `kind`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
         raise UserError(f"The {kind} must be a whole number from {low} to {high}; got {quoted(value)}.")
     return int(value)

@@ -234,7 +234,7 @@ def test_whole_attention_is_not_kept(tiny_vit, images, monkeypatch):
         seen.append(attention.shape)
         return fuse_heads(attention)
 
-    monkeypatch.setattr("vitsal.guides.explainers.fuse_heads", spy)
+    monkeypatch.setattr("vitsal.guides.rollout.fuse_heads", spy)
     for block in tiny_vit.blocks[1:]:
         block.register_forward_pre_hook(lambda *_: seen.append("next block"))
     RolloutGuide(tiny_vit)(images)

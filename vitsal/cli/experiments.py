@@ -9,46 +9,30 @@ import typer
 
 import vitsal as vs
 from vitsal.choices import BENCHMARKS, GUIDES, PRECISIONS
-from vitsal.cli.options import (
-    DATA_HELP,
-    BatchSizeOption,
-    CategoryOption,
-    CheckpointOption,
-    DeviceOption,
-    LimitOption,
-    PlainDiscardOption,
-    PlainHeadFusionOption,
-    WorkersOption,
-    check_checkpoints,
-    data_path,
-    parse_counts,
-    parse_ratios,
-    refuse_option,
-    taken_options,
-)
+from vitsal.cli import options
 from vitsal.errors import LARGEST_SEED, check_choice
 from vitsal.jobs.paths import check_data, check_output, check_output_folder
 
 
 def drop_curve(
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    data: options.Data,
     target: Annotated[str, typer.Option(help="The ViT whose patches are dropped: any timm ViT.")],
     guide: Annotated[str, typer.Option(help=f"{', '.join(GUIDES)}; several with commas between them.")] = "rollout",
     guide_model: Annotated[str | None, typer.Option(help="The ViT inside the guide; the target by default.")] = None,
     student: Annotated[
         str | None, typer.Option(help="For the guide student: folders or hub names, with commas between them.")
     ] = None,
-    head_fusion: PlainHeadFusionOption = None,
-    discard_ratio: PlainDiscardOption = None,
-    category_index: CategoryOption = None,
+    head_fusion: options.PlainHeadFusion = None,
+    discard_ratio: options.PlainDiscard = None,
+    category_index: options.Category = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
-    checkpoint: CheckpointOption = None,
-    guide_checkpoint: CheckpointOption = None,
+    checkpoint: options.Checkpoint = None,
+    guide_checkpoint: options.Checkpoint = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
-    limit: LimitOption = None,
-    batch_size: BatchSizeOption = 32,
-    num_workers: WorkersOption = 0,
-    device: DeviceOption = "auto",
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 32,
+    num_workers: options.Workers = 0,
+    device: options.Device = "auto",
     seed: Annotated[
         int | None, typer.Option(help="Of the random guide.", min=0, max=LARGEST_SEED, show_default="0")
     ] = None,
@@ -63,15 +47,15 @@ def drop_curve(
     Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
     is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
-    ratios = parse_ratios(keep)
+    ratios = options.parse_ratios(keep)
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
-    options = taken_options(
+    given = options.taken_options(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
     )
-    taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
+    options.taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
-    check_output(output or Path("runs", "table.csv"), data_path(data), checkpoint, guide_checkpoint, *weights)
-    check_checkpoints(checkpoint, guide_checkpoint)
+    check_output(output or Path("runs", "table.csv"), options.data_path(data), checkpoint, guide_checkpoint, *weights)
+    options.check_checkpoints(checkpoint, guide_checkpoint)
     check_data(data, split)
     there = None if output is None else vs.experiments.read_results(output)  # what is no table is refused at once
     accelerator, where = vs.jobs.make_accelerator(), vs.find_device(device)
@@ -80,7 +64,7 @@ def drop_curve(
     same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else vs.load_model(inner_name, guide_checkpoint, device=where)
     pupils = vs.load_students(student, where) if student else None
-    choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **options)
+    choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **given)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
     question = vs.experiments.Question(vit, choosers, dataset, tuple(ratios), limit)
     path = vs.experiments.table_for(question.about, target, output, there)
@@ -109,7 +93,7 @@ def benchmark(
         str | None, typer.Option(help="float32 or bfloat16, for pipeline and dropping.", show_default="float32")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=10_000)] = 9,
-    device: DeviceOption = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Time of rollout or students against a plain forward pass; speed-up of pipeline or target against its limit.
 
@@ -118,15 +102,16 @@ def benchmark(
     check_choice("benchmark", what, BENCHMARKS)
     for option, value in {"student": student, "keep": keep, "precision": precision}.items():
         if value is not None and option not in BENCHMARKS[what]:
-            refuse_option(option, what, ", ".join(name for name, taken in BENCHMARKS.items() if option in taken))
-    ratios = parse_ratios("0.5,0.25" if keep is None else keep)
+            takers = [name for name, taken in BENCHMARKS.items() if option in taken]
+            options.refuse_option(option, what, ", ".join(takers))
+    ratios = options.parse_ratios("0.5,0.25" if keep is None else keep)
     precision = "float32" if precision is None else check_choice("precision", precision, PRECISIONS)
     part = what in ("rollout", "student")  # these cost a part of a target; the others make one faster
     name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
     size = batch_size or (32 if part else 8)
     vit = vs.load_model(name, pretrained=False, device=vs.find_device(device))
-    options = {"student": student, "keep_ratios": ratios, "precision": precision, "repeats": repeats}
-    table = vs.analysis.run_benchmark(what, vit, batch_size=size, **options)
+    given = {"student": student, "keep_ratios": ratios, "precision": precision, "repeats": repeats}
+    table = vs.analysis.run_benchmark(what, vit, batch_size=size, **given)
     print(f"{name}, batch {size}, torch {vs.jobs.torch_version()}, {repeats} rounds")
     print(table.to_string(index=False, float_format="{:.4f}".format))
 
@@ -139,7 +124,7 @@ def benchmark_data(
 
     Made-up images, 3 guides, 4 keep ratios. Killed and started again, it goes on. Several processes: as drop-curve.
     """
-    counts = parse_counts(samples)
+    counts = options.parse_counts(samples)
     check_output_folder(output)
     table = vs.experiments.real_size_cost(counts, output)
     if vs.jobs.make_accelerator().is_main_process:

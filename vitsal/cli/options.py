@@ -24,47 +24,33 @@ def takers(option: str) -> str:
     return ", ".join(guide for guide, options in GUIDE_OPTIONS.items() if option in options)
 
 
-def _head_fusion(default: str) -> Any:
-    said = f"mean, max or min over the heads, for {takers('head_fusion')}."
-    return typer.Option(help=said, show_default=default)
-
-
-def _discard_ratio(default: str) -> Any:
-    said = f"Fraction of each block's attention to drop, from 0 to below 1, for {takers('discard_ratio')}."
-    return typer.Option(help=said, show_default=default)
-
-
+HEAD_FUSION_HELP = f"mean, max or min over the heads, for {takers('head_fusion')}."
+DISCARD_HELP = f"Fraction of each block's attention to drop, from 0 to below 1, for {takers('discard_ratio')}."
+CATEGORY_HELP = f"Index of the class to explain, for {takers('category_index')}; by default the predicted one."
+SIZE_HELP = "Pixels of the model's input, HEIGHT,WIDTH or one number for a square; by default the model's own."
 # None is what nobody has given: what a guide does not take is refused (`taken_options`), and so must be told from that
-HeadFusionOption = Annotated[str | None, _head_fusion("max")]
-DiscardOption = Annotated[float | None, _discard_ratio("0.9")]
-PlainHeadFusionOption = Annotated[str | None, _head_fusion("mean")]
-PlainDiscardOption = Annotated[float | None, _discard_ratio("0.0")]
-CategoryOption = Annotated[
-    int | None,
-    typer.Option(help=f"Index of the class to explain, for {takers('category_index')}; by default the predicted one."),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]
-ImageSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Pixels of the model's input, HEIGHT,WIDTH or one number for a square; by default the model's own."
-    ),
-]
-LimitOption = Annotated[
+HeadFusion = Annotated[str | None, typer.Option(help=HEAD_FUSION_HELP, show_default="max")]
+Discard = Annotated[float | None, typer.Option(help=DISCARD_HELP, show_default="0.9")]
+PlainHeadFusion = Annotated[str | None, typer.Option(help=HEAD_FUSION_HELP, show_default="mean")]
+PlainDiscard = Annotated[float | None, typer.Option(help=DISCARD_HELP, show_default="0.0")]
+Category = Annotated[int | None, typer.Option(help=CATEGORY_HELP)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]
+ImageSize = Annotated[str | None, typer.Option(help=SIZE_HELP)]
+Limit = Annotated[
     int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1, max=LARGEST_COUNT)
 ]
-BatchSizeOption = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
-WorkersOption = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
-SeedOption = Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0, max=LARGEST_SEED)]
-DATA_HELP = "A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/..."
+BatchSize = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
+Workers = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
+Seed = Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0, max=LARGEST_SEED)]
+Data = Annotated[str, typer.Option(help="A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/...")]
+Models = Annotated[str, typer.Option(help="Any timm ViT; several with commas between them, side by side.")]
 
 
 def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
     """The options for guides that were given on the command line, by their names in `make_guide`; None is not given.
 
-    Raises:
-        UserError: an option was given that none of the guides takes, or with a value that none has.
+    Raises UserError if one was given that none of the guides takes, or with a value that none has.
     """
     given = {name: value for name, value in given.items() if value is not None}
     taken = {option for guide in guides for option in GUIDE_OPTIONS.get(guide, ())}
@@ -94,30 +80,18 @@ def refuse_option(option: str, user: str, others: str) -> NoReturn:
 
 
 def parse_ratios(text: str) -> list[float]:
-    """Read keep ratios such as "1.0,0.7,0.5".
-
-    Raises:
-        UserError: one of them is no number in (0, 1].
-    """
+    """Read keep ratios such as "1.0,0.7,0.5"; raise UserError if one of them is no number in (0, 1]."""
     ratios = [check_number("keep ratio", parse_value(part), 0, 1, open_end="low") for part in text.split(",")]
     return list(dict.fromkeys(ratios))
 
 
 def parse_counts(text: str) -> list[int]:
-    """Read numbers of samples such as "5000,50000".
-
-    Raises:
-        UserError: one of them is no whole number from 1 on.
-    """
+    """Read numbers of samples such as "5000,50000"; raise UserError if one is no whole number from 1 on."""
     return [check_whole("number of samples", parse_value(part), 1, LARGEST_COUNT) for part in text.split(",")]
 
 
 def parse_image_size(text: str | None) -> tuple[int, int] | None:
-    """Read an image size, (H, W) in pixels: "288,512", or "384" for a square; None is the model's own.
-
-    Raises:
-        UserError: anything else.
-    """
+    """Read an image size, (H, W): "288,512", or "384" for a square; None is the model's own; UserError otherwise."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
@@ -139,11 +113,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_run_arguments(arguments: list[str]) -> tuple[list[int], dict[str, Any]]:
-    """Split `1 3 -p preset digits` into notebook numbers and parameters.
-
-    Raises:
-        UserError: something that is neither a number nor `-p NAME VALUE`.
-    """
+    """Split `1 3 -p preset digits` into notebook numbers and parameters; raise UserError for anything else."""
     numbers, parameters, rest = [], {}, list(arguments)
     while rest:
         word = rest.pop(0)

@@ -9,20 +9,7 @@ import typer
 
 import vitsal as vs
 from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, VIT_EXPLAIN, TrainingSettings
-from vitsal.cli.options import (
-    DATA_HELP,
-    CategoryOption,
-    CheckpointOption,
-    DiscardOption,
-    HeadFusionOption,
-    LimitOption,
-    SeedOption,
-    WorkersOption,
-    check_checkpoints,
-    data_path,
-    refuse_option,
-    taken_options,
-)
+from vitsal.cli import options
 from vitsal.errors import check_choice
 from vitsal.jobs.paths import check_data, check_output, check_output_folder
 
@@ -31,15 +18,15 @@ MOST_EPOCHS = 1_000_000
 
 def train_student(
     teacher: Annotated[str, typer.Option(help="The ViT whose rollout is learnt: any timm ViT.")],
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    data: options.Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the student and its checkpoints.")],
     method: Annotated[str, typer.Option(help=f"{', '.join(TEACHERS)}.")] = "rollout",
-    head_fusion: HeadFusionOption = None,
-    discard_ratio: DiscardOption = None,
-    category_index: CategoryOption = None,
-    checkpoint: CheckpointOption = None,
+    head_fusion: options.HeadFusion = None,
+    discard_ratio: options.Discard = None,
+    category_index: options.Category = None,
+    checkpoint: options.Checkpoint = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
-    limit: LimitOption = None,
+    limit: options.Limit = None,
     maps: Annotated[
         Path | None, typer.Option(help="Folder for the teacher's maps; runs/maps-<what they are of>.")
     ] = None,
@@ -53,8 +40,7 @@ def train_student(
     architecture: Annotated[str, typer.Option(help="convnet, transformer, or a timm model.")] = "convnet",
     pretrained: Annotated[bool, typer.Option(help="Start from the timm model's weights.")] = False,
     width: Annotated[
-        int | None,
-        typer.Option(help="Channels of a convnet's first stage.", min=4, max=4_096, show_default="32"),
+        int | None, typer.Option(help="Channels of a convnet's first stage.", min=4, max=4_096, show_default="32")
     ] = None,
     cell: Annotated[int, typer.Option(help="Pixels of the input per patch, each way.", min=1, max=64)] = CELL,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = TrainingSettings.loss,
@@ -69,46 +55,41 @@ def train_student(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without progress.", min=1, max=MOST_EPOCHS)
     ] = None,
-    num_workers: WorkersOption = 0,
-    seed: SeedOption = 0,
+    num_workers: options.Workers = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Teach a student to predict a ViT's rollout from a downsampled image; started again, it goes on.
 
     Several processes or machines, a GPU, mixed precision: accelerate launch -m vitsal.cli train-student ...
     """
-    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    options = VIT_EXPLAIN | taken_options([check_choice("method", method, TEACHERS)], **options)
+    given = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
+    given = VIT_EXPLAIN | options.taken_options([check_choice("method", method, TEACHERS)], **given)
     if geometry and views:
-        refuse_option("geometry", "a training with --views, which are cropped already", "one without")
+        options.refuse_option("geometry", "a training with --views, which are cropped already", "one without")
     check_output(output / "model.safetensors", checkpoint)
-    place, model_folder = data_path(data), teacher.partition("local-dir:")[2]
+    place, model_folder = options.data_path(data), teacher.partition("local-dir:")[2]
     check_output_folder(output, place, maps, model_folder, within=True)
     check_output_folder(maps or Path("runs", "maps"), place, within=True)
     recipe = TrainingSettings(
         loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         geometry=not views if geometry is None else geometry, accumulate=accumulate, patience=patience, seed=seed,
     )  # fmt: skip
-    check_checkpoints(checkpoint)
+    options.check_checkpoints(checkpoint)
     if width is not None and architecture not in ARCHITECTURES:
         vs.students.check_known(architecture)
-        refuse_option("width", architecture, " and ".join(ARCHITECTURES))
+        options.refuse_option("width", architecture, " and ".join(ARCHITECTURES))
     check_data(data, split)
     vs.students.check_training_folder(output)
     accelerator = vs.students.accelerator_for(recipe)
     vit = vs.load_model(teacher, checkpoint, device=vs.find_device("auto"))
-    explainer = vs.make_guide(method, vit, **options)
-    pupil = vs.new_student(
-        architecture,
-        vs.grid_size(vit),
-        pretrained=pretrained,
-        seed=seed,
-        input_size=[cell * cells for cells in vs.grid_size(vit)],
-        lesson={"teacher": teacher, "method": method, "data": data, "loss": loss},
-        **({} if width is None else {"width": width}),
-    )
+    explainer = vs.make_guide(method, vit, **given)
+    grid, own = vs.grid_size(vit), {} if width is None else {"width": width}
+    own |= {"lesson": {"teacher": teacher, "method": method, "data": data, "loss": loss}}
+    size = [cell * cells for cells in grid]
+    pupil = vs.new_student(architecture, grid, pretrained=pretrained, seed=seed, input_size=size, **own)
     settings = vs.students.MapSettings(tuple(2 * pixels for pixels in pupil.input_size), limit, views, seed)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
-    options = {"maps": maps, "num_workers": num_workers, "accelerator": accelerator}
-    history = vs.students.teach(pupil, explainer, dataset, output, recipe, settings, **options)
+    given = {"maps": maps, "num_workers": num_workers, "accelerator": accelerator}
+    history = vs.students.teach(pupil, explainer, dataset, output, recipe, settings, **given)
     accelerator.print(history.tail(1).to_string(index=False, float_format="{:.4f}".format))
     accelerator.print(output)

@@ -11,15 +11,7 @@ import torch
 from torch import nn
 
 from vitsal.choices import STUDENTS
-from vitsal.course.recipes import (
-    STUDENT_ARCHITECTURE,
-    TARGETS,
-    GuideSpec,
-    ModelSpec,
-    PublishedExperiment,
-    is_student,
-    training_command,
-)
+from vitsal.course import recipes
 from vitsal.errors import UserError
 from vitsal.guides.factory import Guide, make_guide
 from vitsal.models.loading import WEIGHTS_DIR_VARIABLE, load_model, megabytes, outline, weights_dir_file
@@ -28,14 +20,9 @@ from vitsal.students.student import Student, load_student, new_student
 
 
 def load_targets(
-    recipe: PublishedExperiment, *, pretrained: bool = True, device: str | torch.device = "cpu"
+    recipe: recipes.PublishedExperiment, *, pretrained: bool = True, device: str | torch.device = "cpu"
 ) -> dict[str, nn.Module]:
-    """Load a recipe's targets in eval mode: label -> model.
-
-    Args:
-        recipe: whose targets.
-        pretrained: False gives random weights, for a dry run.
-        device: where to put them.
+    """Load a recipe's targets in eval mode: label -> model; not `pretrained`, with random weights, for a dry run.
 
     Raises:
         UserError: the weights are not here and cannot be had, or a file of the authors' is missing.
@@ -44,13 +31,9 @@ def load_targets(
 
 
 def _load_target(label: str, pretrained: bool, device: str | torch.device) -> nn.Module:
-    spec = TARGETS[label]
-    if pretrained and spec.checkpoint:
-        return load_model(spec.name, _authors_file(label, spec), device=device)
-    return load_model(spec.name, pretrained=pretrained, device=device, **spec.options)
-
-
-def _authors_file(label: str, spec: ModelSpec) -> Path:
+    spec = recipes.TARGETS[label]
+    if not (pretrained and spec.checkpoint):
+        return load_model(spec.name, pretrained=pretrained, device=device, **spec.options)
     path = weights_dir_file(spec.checkpoint)
     if path is None:
         raise UserError(
@@ -58,11 +41,11 @@ def _authors_file(label: str, spec: ModelSpec) -> Path:
             f"({megabytes(outline_of(spec)):.0f} MB) into a folder, and name the folder in the environment variable "
             f"{WEIGHTS_DIR_VARIABLE}, which is {os.environ.get(WEIGHTS_DIR_VARIABLE) or 'not set'}."
         )
-    return path
+    return load_model(spec.name, path, device=device)
 
 
 def make_guides(
-    recipe: PublishedExperiment,
+    recipe: recipes.PublishedExperiment,
     label: str,
     target: nn.Module,
     *,
@@ -71,12 +54,9 @@ def make_guides(
     pretrained: bool = True,
     models: MutableMapping[str, nn.Module] | None = None,
 ) -> dict[str, Guide]:
-    """Make the guides of one of a recipe's targets, on its device: label -> guide.
+    """Make the guides of one of a recipe's targets, as `load_targets` gives it, on its device: label -> guide.
 
     Args:
-        recipe: whose guides.
-        label: the target's.
-        target: the target itself, as `load_targets` gives it.
         students: folder that holds the students' folders.
         seed: of random patches.
         pretrained: False gives random weights and new students, for a dry run.
@@ -88,22 +68,18 @@ def make_guides(
     """
     models = {} if models is None else models
     device = next(target.parameters()).device
-    return {
-        curve.label: make_guide(
-            curve.guide.guide,
-            target,
-            model=_inner_model(curve.guide, models, pretrained, device),
-            student=_student(curve.guide, Path(students), grid_size(target), pretrained, device),
-            head_fusion=curve.guide.head_fusion,
-            discard_ratio=curve.guide.discard_ratio,
-            seed=seed,
-        )
-        for curve in recipe.of_target(label)
-    }
+    guides = {}
+    for curve in recipe.of_target(label):
+        spec = curve.guide
+        inner = _inner_model(spec, models, pretrained, device)
+        student = _student(spec, Path(students), grid_size(target), pretrained, device)
+        options = {"head_fusion": spec.head_fusion, "discard_ratio": spec.discard_ratio, "seed": seed}
+        guides[curve.label] = make_guide(spec.guide, target, model=inner, student=student, **options)
+    return guides
 
 
 def _inner_model(
-    spec: GuideSpec, models: MutableMapping[str, nn.Module], pretrained: bool, device: torch.device
+    spec: recipes.GuideSpec, models: MutableMapping[str, nn.Module], pretrained: bool, device: torch.device
 ) -> nn.Module | None:
     """The ViT inside a rollout; None where that is the target, or where there is none."""
     if spec.guide != "rollout" or not spec.model:
@@ -114,19 +90,19 @@ def _inner_model(
 
 
 def _student(
-    spec: GuideSpec, students: Path, grid: tuple[int, int], pretrained: bool, device: torch.device
+    spec: recipes.GuideSpec, students: Path, grid: tuple[int, int], pretrained: bool, device: torch.device
 ) -> Student | None:
     if not spec.student:
         return None
     if not pretrained:
-        return new_student(STUDENT_ARCHITECTURE, grid).eval().to(device)
+        return new_student(recipes.STUDENT_ARCHITECTURE, grid).eval().to(device)
     folder = students / spec.student
-    if not is_student(folder):
-        raise UserError(f"There is no student at {folder}. This trains it: {training_command(spec, students)}")
+    if not recipes.is_student(folder):
+        raise UserError(f"There is no student at {folder}. This trains it: {recipes.training_command(spec, students)}")
     return load_student(folder, device)
 
 
 @cache
-def outline_of(spec: ModelSpec) -> nn.Module:
+def outline_of(spec: recipes.ModelSpec) -> nn.Module:
     """The model without memory for its weights, for sizes, shapes and operation counts."""
     return outline(spec.name, **spec.options)

@@ -64,31 +64,21 @@ PRESETS: dict[str, Preset] = {
         epochs=5,
         student_width=16,
     ),
-    "imagenette": Preset(
-        target="deit_tiny_patch16_224",
-        guide_model="deit_tiny_patch16_224",
-        data="imagenette",
-    ),
+    "imagenette": Preset(target="deit_tiny_patch16_224", guide_model="deit_tiny_patch16_224", data="imagenette"),
     "imagenet": Preset(
         target="vit_base_patch16_224.augreg2_in21k_ft_in1k",
         guide_model="deit_tiny_patch16_224.fb_in1k",
         data="hfids/ILSVRC/imagenet-1k",
         train_limit=100_000,
     ),
-    "imagenet-large": Preset(
-        target="vit_large_patch16_224.augreg_in21k_ft_in1k",
-        guide_model="deit_tiny_patch16_224.fb_in1k",
-        data="hfids/ILSVRC/imagenet-1k",
-        train_limit=100_000,
-    ),
 }
+PRESETS["imagenet-large"] = replace(PRESETS["imagenet"], target="vit_large_patch16_224.augreg_in21k_ft_in1k")
 
 
 def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Preset:
     """Return a preset, with the parts in `changes` that are not None replaced.
 
-    Raises:
-        UserError: unknown preset, or a part that presets do not have.
+    Raises UserError for an unknown preset, or a part that presets do not have.
 
     Example:
         >>> choose_preset("digits", {"limit": 100, "target": None}).limit
@@ -132,11 +122,8 @@ def _kinds(hint: Any) -> tuple[type, ...]:
 def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type, ...]) -> dict[str, object]:
     """Return a notebook's parameters, all plain values in its `globals()`, if they are known and of the right types.
 
-    papermill defines every name it is given, so that a mistyped one would go unnoticed.
-
-    Args:
-        namespace: the notebook's `globals()`, after the cell tagged parameters.
-        types: the parameters that there are, and their types.
+    papermill defines every name it is given, so that a mistyped one would go unnoticed. `namespace` is the notebook's
+    `globals()` after the cell tagged parameters, `types` are those of all parameters that there are.
 
     Raises:
         UserError: an unknown parameter, with the known ones; a value of a wrong type, or out of its range.
@@ -147,7 +134,7 @@ def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type
             raise UserError(f"Unknown parameter {name!r}.{suggestion(name, types)} Known: {', '.join(types)}.")
         kinds = types[name] if isinstance(types[name], tuple) else (types[name],)
         if type(value) not in kinds:
-            said = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            said = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
             raise UserError(f"Parameter {name!r} cannot be {quoted(value)}: it takes {said}.")
         if name in RANGES and value is not None:
             check_whole(f"parameter {name!r}", value, *RANGES[name])
@@ -155,6 +142,6 @@ def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type
 
 
 def _is_parameter(name: str, value: object) -> bool:
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
-    constant = name.isupper()  # imported from the package
-    return type(value) in plain and not (name.startswith("_") or constant or name in ("In", "Out"))
+    plain = (bool, int, float, str, list, tuple, dict, NoneType)
+    imported = name.isupper()  # constants of the package
+    return type(value) in plain and not (imported or name.startswith("_") or name in ("In", "Out"))

@@ -16,7 +16,6 @@ from vitsal.course.presets import KEEP_RATIOS, PRESETS
 from vitsal.errors import check_choice
 
 STUDENT_ARCHITECTURE = "resnet18"
-MAE_URL = "https://dl.fbaipublicfiles.com/mae/finetune/"
 IMAGENET, DIGITS = PRESETS["imagenet"], PRESETS["digits"]
 
 
@@ -24,9 +23,7 @@ IMAGENET, DIGITS = PRESETS["imagenet"], PRESETS["digits"]
 class ModelSpec:
     """A timm model with its hub's weights or, where a checkpoint is named, those that MAE's authors fine-tuned.
 
-    Args:
-        name: the timm model.
-        checkpoint: the file that MAE's authors published, at `url`: 1,000 classes, average pooling.
+    The checkpoint is the file that they published, at `url`: 1,000 classes, average pooling.
     """
 
     name: str
@@ -35,7 +32,7 @@ class ModelSpec:
     @property
     def url(self) -> str:
         """Where the checkpoint comes from."""
-        return MAE_URL + self.checkpoint
+        return f"https://dl.fbaipublicfiles.com/mae/finetune/{self.checkpoint}"
 
     @property
     def options(self) -> dict[str, object]:
@@ -83,11 +80,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class PublishedExperiment:
-    """One chart, ready to be drawn again.
+    """One chart, its name, title and curves, ready to be drawn again.
 
     Args:
-        name, title: what it is called.
-        curves: its curves.
         data, split: what `vitsal.data.open_data` takes; `dataclasses.replace(recipe, data=folder)` names your own copy.
         num_images: how many images that is.
         keep_ratios: fractions of patches kept.
@@ -107,11 +102,7 @@ class PublishedExperiment:
         return list(dict.fromkeys(curve.target for curve in self.curves))
 
     def of_target(self, label: str) -> list[Curve]:
-        """The curves of one target.
-
-        Raises:
-            UserError: the recipe has no target of this label.
-        """
+        """The curves of one target; raises UserError if the recipe has none of this label."""
         check_choice(f"target of {self.name!r}", label, self.targets)
         return [curve for curve in self.curves if curve.target == label]
 
@@ -140,72 +131,46 @@ def _curves(target: str, figure: str, *labels: str) -> tuple[Curve, ...]:
     return tuple(Curve(target, label, (figure, label)) for label in labels)
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        PublishedExperiment(
-            "base16",
-            "ViT-B/16: random patches, its own rollout",
-            _curves("ViT-B/16", "base16", "random", "own rollout"),
-        ),
-        PublishedExperiment(
-            "base16-deit",
-            "ViT-B/16: random patches, DeiT-tiny's rollout",
-            _curves("ViT-B/16", "base16", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "large16",
-            "ViT-L/16: random patches, DeiT-tiny's rollout",
-            _curves("ViT-L/16", "large16", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "mae-base",
-            "Fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
-            _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "mae-huge",
-            "Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout",
-            _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "vit-vs-mae",
-            "ViT-B/16 and fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
-            _curves("ViT-B/16", "base16", "random", "deit_tiny rollout")
-            + _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout"),
-        ),
-        PublishedExperiment(
-            "resnet-students",
-            "ViT-B/16: ResNet students by teacher",
-            _curves("ViT-B/16", "resnet_students", *(label for label in GUIDE_SPECS if label.startswith("resnet"))),
-        ),
-        PublishedExperiment(
-            "final",
-            "ViT-B/16: random patches, its own and DeiT-tiny's rollout, a ResNet student",
-            _curves("ViT-B/16", "base16", "random", "own rollout", "deit_tiny rollout")
-            + _curves("ViT-B/16", "resnet_students", "resnet student of deit_tiny rollout (max)"),
-        ),
-        PublishedExperiment(
-            "embedded",
-            "Offline stand-in: a small ViT on digit scenes; model and data are others than the published ViT-B/16's",
-            (
-                *_curves("digits target", "base16", "random", "own rollout"),
-                Curve("digits target", "digits_guide rollout", ("base16", "deit_tiny rollout")),
-            ),
-            data=DIGITS.data,
-            split=DIGITS.split,
-            num_images=400,
-        ),
-    )
+BASE16_DEIT = _curves("ViT-B/16", "base16", "random", "deit_tiny rollout")
+LARGE16_DEIT = _curves("ViT-L/16", "large16", "random", "deit_tiny rollout")
+MAE_BASE_DEIT = _curves("MAE ViT-B/16", "mae_base", "random", "deit_tiny rollout")
+MAE_HUGE_EVA = _curves("MAE ViT-H/14", "mae_huge", "random", "eva02_tiny rollout")
+CHARTS = {
+    "base16": ("ViT-B/16: random patches, its own rollout", _curves("ViT-B/16", "base16", "random", "own rollout")),
+    "base16-deit": ("ViT-B/16: random patches, DeiT-tiny's rollout", BASE16_DEIT),
+    "large16": ("ViT-L/16: random patches, DeiT-tiny's rollout", LARGE16_DEIT),
+    "mae-base": ("Fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout", MAE_BASE_DEIT),
+    "mae-huge": ("Fine-tuned MAE ViT-H/14: random patches, EVA-02 tiny's rollout", MAE_HUGE_EVA),
+    "vit-vs-mae": (
+        "ViT-B/16 and fine-tuned MAE ViT-B/16: random patches, DeiT-tiny's rollout",
+        BASE16_DEIT + MAE_BASE_DEIT,
+    ),
+    "resnet-students": (
+        "ViT-B/16: ResNet students by teacher",
+        _curves("ViT-B/16", "resnet_students", *(label for label in GUIDE_SPECS if label.startswith("resnet"))),
+    ),
+    "final": (
+        "ViT-B/16: random patches, its own and DeiT-tiny's rollout, a ResNet student",
+        _curves("ViT-B/16", "base16", "random", "own rollout", "deit_tiny rollout")
+        + _curves("ViT-B/16", "resnet_students", "resnet student of deit_tiny rollout (max)"),
+    ),
 }
+RECIPES = {name: PublishedExperiment(name, title, curves) for name, (title, curves) in CHARTS.items()}
+RECIPES["embedded"] = PublishedExperiment(
+    "embedded",
+    "Offline stand-in: a small ViT on digit scenes; model and data are others than the published ViT-B/16's",
+    (
+        *_curves("digits target", "base16", "random", "own rollout"),
+        Curve("digits target", "digits_guide rollout", ("base16", "deit_tiny rollout")),
+    ),
+    data=DIGITS.data,
+    split=DIGITS.split,
+    num_images=400,
+)
 
 
 def choose_recipe(name: str) -> PublishedExperiment:
-    """Return a recipe by its name.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+    """Return a recipe by its name; raise UserError if there is none."""
     return RECIPES[check_choice("recipe", name, RECIPES)]
 
 
@@ -225,6 +190,5 @@ def training_command(spec: GuideSpec, students: str | Path = STUDENTS) -> str:
         "limit": IMAGENET.train_limit,
         "output": Path(students, spec.student),
     }
-    return shlex.join(
-        ["vitsal", "train-student", *(word for name in options for word in (f"--{name}", str(options[name])))]
-    )
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["vitsal", "train-student", *words])

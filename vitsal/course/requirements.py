@@ -11,18 +11,8 @@ import torch
 
 from vitsal.analysis.cost import count_operations
 from vitsal.choices import STUDENTS
+from vitsal.course import recipes
 from vitsal.course.cast import outline_of
-from vitsal.course.recipes import (
-    DEIT_TINY,
-    RECIPES,
-    STUDENT_ARCHITECTURE,
-    TARGETS,
-    GuideSpec,
-    ModelSpec,
-    PublishedExperiment,
-    is_student,
-    training_command,
-)
 from vitsal.models.loading import find_weights, load_model, megabytes, weights_dir_file
 from vitsal.models.tokens import input_size
 from vitsal.reduction.drop import forward_kept
@@ -30,7 +20,7 @@ from vitsal.reduction.keep import num_kept
 from vitsal.students.student import Student, new_student
 
 
-def needs(recipe: PublishedExperiment, *, students: str | Path = STUDENTS) -> pd.DataFrame:
+def needs(recipe: recipes.PublishedExperiment, *, students: str | Path = STUDENTS) -> pd.DataFrame:
     """What must be on this machine before a recipe can run.
 
     Returns:
@@ -38,14 +28,13 @@ def needs(recipe: PublishedExperiment, *, students: str | Path = STUDENTS) -> pd
         (10^6 bytes, in single precision), where ("embedded", "weights folder", "hub cache", "students folder", or ""
         where it is not here yet), and source, where to get it from: the hub, a URL or a command.
     """
-    rows = [_need_of_target(TARGETS[label]) for label in recipe.targets]
+    rows = [_need_of_target(recipes.TARGETS[label]) for label in recipe.targets]
     rows += [_need_of_guide(curve.guide, Path(students)) for curve in recipe.curves if curve.guide.model]
-    return pd.DataFrame(rows, columns=["model", "role", "megabytes", "where", "source"]).drop_duplicates(
-        "model", ignore_index=True
-    )
+    table = pd.DataFrame(rows, columns=["model", "role", "megabytes", "where", "source"])
+    return table.drop_duplicates("model", ignore_index=True)
 
 
-def _need_of_target(spec: ModelSpec) -> tuple[str, str, float, str, str]:
+def _need_of_target(spec: recipes.ModelSpec) -> tuple[str, str, float, str, str]:
     size = megabytes(outline_of(spec))
     if spec.checkpoint:
         here = "weights folder" if weights_dir_file(spec.checkpoint) else ""
@@ -53,11 +42,11 @@ def _need_of_target(spec: ModelSpec) -> tuple[str, str, float, str, str]:
     return spec.name, "target", size, find_weights(spec.name), "hub"
 
 
-def _need_of_guide(spec: GuideSpec, students: Path) -> tuple[str, str, float, str, str]:
+def _need_of_guide(spec: recipes.GuideSpec, students: Path) -> tuple[str, str, float, str, str]:
     if spec.student:
-        here = "students folder" if is_student(students / spec.student) else ""
-        return spec.student, "student", megabytes(_new_student()), here, training_command(spec, students)
-    return spec.model, "guide", megabytes(outline_of(ModelSpec(spec.model))), find_weights(spec.model), "hub"
+        here = "students folder" if recipes.is_student(students / spec.student) else ""
+        return spec.student, "student", megabytes(_new_student()), here, recipes.training_command(spec, students)
+    return spec.model, "guide", megabytes(outline_of(recipes.ModelSpec(spec.model))), find_weights(spec.model), "hub"
 
 
 def describe_recipes(*, students: str | Path = STUDENTS, speed: float | None = None) -> pd.DataFrame:
@@ -73,45 +62,44 @@ def describe_recipes(*, students: str | Path = STUDENTS, speed: float | None = N
         reading images takes its own time.
     """
     rows = []
-    for recipe in RECIPES.values():
+    for recipe in recipes.RECIPES.values():
         needed, operations = needs(recipe, students=students), count_recipe(recipe)
         missing = needed.loc[needed["where"] == "", "megabytes"].sum()
-        row = {"name": recipe.name, "title": recipe.title, "models": _listed(needed), "missing_mb": missing}
+        models = [f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples()]
+        row = {"name": recipe.name, "title": recipe.title, "models": "; ".join(models), "missing_mb": missing}
         row |= {"images": recipe.num_images, "pflop": operations / 1e15}
         rows.append(row | ({"hours": operations / speed / 3600} if speed else {}))
     return pd.DataFrame(rows)
 
 
-def _listed(needed: pd.DataFrame) -> str:
-    return "; ".join(f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples())
-
-
-def count_recipe(recipe: PublishedExperiment) -> int:
+def count_recipe(recipe: recipes.PublishedExperiment) -> int:
     """Floating-point operations of a whole recipe (a multiplication and an addition are two).
 
     Each target sees each image whole once, and once for each guide and smaller keep ratio; a guide is one forward pass
     of its model. A run that embeds an image's patches once for all of its passes takes a little less.
     """
-    whole = sum(_count_kept(TARGETS[label], 1.0) for label in recipe.targets) * (1.0 in recipe.keep_ratios)
+    whole = sum(_count_kept(recipes.TARGETS[label], 1.0) for label in recipe.targets) * (1.0 in recipe.keep_ratios)
     reduced = [ratio for ratio in recipe.keep_ratios if ratio < 1]
     curves = sum(
-        _count_guide(curve.guide, TARGETS[curve.target])
-        + sum(_count_kept(TARGETS[curve.target], ratio) for ratio in reduced)
+        _count_guide(curve.guide, recipes.TARGETS[curve.target])
+        + sum(_count_kept(recipes.TARGETS[curve.target], ratio) for ratio in reduced)
         for curve in recipe.curves
     )
     return recipe.num_images * (whole + curves)
 
 
-def _count_guide(spec: GuideSpec, target: ModelSpec) -> int:
+@cache
+def _count_guide(spec: recipes.GuideSpec, target: recipes.ModelSpec) -> int:
     """Operations of a guide for one image."""
     if spec.guide == "random":
         return 0
     if spec.student:
-        return _count_student()
-    return _count_kept(ModelSpec(spec.model) if spec.model else target, 1.0)
+        student = _new_student()
+        return count_operations(partial(student, torch.empty(1, 3, *student.input_size)))
+    return _count_kept(recipes.ModelSpec(spec.model) if spec.model else target, 1.0)
 
 
-def _count_kept(spec: ModelSpec, keep_ratio: float) -> int:
+def _count_kept(spec: recipes.ModelSpec, keep_ratio: float) -> int:
     """Operations of a model for one image of which it sees a part.
 
     They are a polynomial of degree two in the number of patches: attention grows with its square, all else linearly.
@@ -123,7 +111,7 @@ def _count_kept(spec: ModelSpec, keep_ratio: float) -> int:
 
 
 @cache
-def _count_few(spec: ModelSpec) -> list[int]:
+def _count_few(spec: recipes.ModelSpec) -> list[int]:
     """Operations of a model for one image of which it sees one, two and three patches."""
     model = outline_of(spec)
     image = torch.empty(1, 3, *input_size(model), device="meta")
@@ -132,15 +120,9 @@ def _count_few(spec: ModelSpec) -> list[int]:
 
 
 @cache
-def _count_student() -> int:
-    student = _new_student()
-    return count_operations(partial(student, torch.empty(1, 3, *student.input_size)))
-
-
-@cache
 def _new_student() -> Student:
     """A student for 14 x 14 patches, as all published ones are."""
-    return new_student(STUDENT_ARCHITECTURE, (14, 14)).eval()
+    return new_student(recipes.STUDENT_ARCHITECTURE, (14, 14)).eval()
 
 
 @torch.inference_mode()
@@ -150,15 +132,14 @@ def measure_speed(device: str | torch.device = "cpu", *, seconds: float = 1.0, b
     Other models and batches do not reach the same speed, nor does a machine that is busy: it is an estimate.
 
     Args:
-        device: the device to measure.
+        device, batch_size: of the passes.
         seconds: how long to measure, after one pass that does not count; one pass at least.
-        batch_size: images in a pass.
     """
-    model = load_model(DEIT_TINY, pretrained=False, device=device)
+    model = load_model(recipes.DEIT_TINY, pretrained=False, device=device)
     images = torch.zeros(batch_size, 3, *input_size(model), device=device)
     model(images).sum().item()  # .item() waits for the device
-    passes, start = 0, time.perf_counter()
-    while not passes or time.perf_counter() - start < seconds:
+    passes, start, elapsed = 0, time.perf_counter(), 0.0
+    while not passes or elapsed < seconds:
         model(images).sum().item()
-        passes += 1
-    return passes * batch_size * _count_kept(ModelSpec(DEIT_TINY), 1.0) / (time.perf_counter() - start)
+        passes, elapsed = passes + 1, time.perf_counter() - start
+    return passes * batch_size * _count_kept(recipes.ModelSpec(recipes.DEIT_TINY), 1.0) / elapsed

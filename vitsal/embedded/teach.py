@@ -21,15 +21,12 @@ from vitsal.students.maps import MapSettings, cache_maps
 from vitsal.students.student import load_student, new_student, save_student
 
 TEACHER = "vitsal_digits_guide"
-SCENES = 6_000
+OUTPUT = Path("embedded/students")
 WIDTHS = {"convnet": 16, "transformer": 24}  # small, since they come with the package
-RECIPES = {
-    "convnet": TrainingSettings(epochs=16),
-    "transformer": TrainingSettings(epochs=24, learning_rate=2e-3),
-}
+RECIPES = {"convnet": TrainingSettings(epochs=16), "transformer": TrainingSettings(epochs=24, learning_rate=2e-3)}
 
 
-def teach(architecture: str, method: str, output: Path, scenes: int = SCENES) -> Path:
+def teach(architecture: str, method: str, output: Path, scenes: int = 6_000) -> Path:
     """Train the student of one pairing; returns its folder, with weights in half precision."""
     vit = load_model(TEACHER)
     guide = make_guide(method, vit, head_fusion="max", discard_ratio=0.9)
@@ -46,9 +43,7 @@ def teach(architecture: str, method: str, output: Path, scenes: int = SCENES) ->
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for students, maps and checkpoints.")] = Path(
-        "embedded/students"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder for students, maps and checkpoints.")] = OUTPUT,
 ) -> None:
     """Train the four embedded students."""
     for architecture, method in product(ARCHITECTURES, TEACHERS):

@@ -108,10 +108,8 @@ def shown_patches(touched: Tensor, shown: tuple[int, int], whole_digit: bool) ->
 def accuracy(model: nn.Module, size: int, seed: int) -> float:
     """Share of the first test scenes of a seed whose digit the model tells, all patches shown."""
     model.eval()
-    hits = []
-    for start in range(0, size, BATCH):
-        scenes = Scenes.make("test", seed, range(start, min(start + BATCH, size)))
-        hits.append(model(scenes.inputs()).argmax(1) == scenes.labels)
+    batches = (Scenes.make("test", seed, range(size)[start : start + BATCH]) for start in range(0, size, BATCH))
+    hits = [model(scenes.inputs()).argmax(1) == scenes.labels for scenes in batches]
     return torch.cat(hits).float().mean().item()
 
 
@@ -121,33 +119,20 @@ def new_model(name: str, weights: Path | None) -> nn.Module:
     if weights:
         model.load_state_dict(load_file(weights))
     else:
-        positions = build_sincos2d_pos_embed([GRID, GRID], dim=model.embed_dim)
-        model.pos_embed.data[:, 1:] = positions / 2
+        model.pos_embed.data[:, 1:] = build_sincos2d_pos_embed([GRID, GRID], dim=model.embed_dim) / 2
     return model
 
 
-def cosine(optimizer: Optimizer, recipe: Schedule) -> CosineLRScheduler:
-    """Warm-up over 60 steps, then half a cosine over the rest."""
-    steps = len(recipe.shown) * recipe.steps
-    warm_up = {"warmup_t": 60, "warmup_lr_init": 1e-6}
-    return CosineLRScheduler(optimizer, steps, lr_min=1e-6, t_in_epochs=False, **warm_up)
-
-
 def train_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    recipe: Schedule,
-    epoch: int,
-    seed: int,
-    progress: tqdm,
+    model: nn.Module, optimizer: Optimizer, recipe: Schedule, epoch: int, seed: int, progress: tqdm
 ) -> None:
     """One epoch of scenes never seen before."""
     model.train()
-    scheduler = cosine(optimizer, recipe)
-    for step in range(recipe.steps):
-        scheduler.step_update(epoch * recipe.steps + step)
-        first = (epoch * recipe.steps + step) * BATCH
-        scenes = Scenes.make("train", seed, range(first, first + BATCH))
+    steps = len(recipe.shown) * recipe.steps  # of the whole training: 60 of warm-up, then half a cosine
+    scheduler = CosineLRScheduler(optimizer, steps, lr_min=1e-6, t_in_epochs=False, warmup_t=60, warmup_lr_init=1e-6)
+    for step in range(epoch * recipe.steps, (epoch + 1) * recipe.steps):
+        scheduler.step_update(step)
+        scenes = Scenes.make("train", seed, range(step * BATCH, (step + 1) * BATCH))
         keep = shown_patches(scenes.touched, recipe.shown[epoch], recipe.whole_digit)
         logits = forward_kept(model, scenes.inputs(), keep)
         loss = F.cross_entropy(logits, scenes.labels, label_smoothing=0.05)
@@ -178,12 +163,10 @@ def train(name: str, seed: int, output: Path, recipe: Schedule) -> float:
     checkpoint = output / f"{name}.checkpoint.pt"
     for epoch in range(restore(checkpoint, model, optimizer), len(recipe.shown)):
         torch.manual_seed(seed * 1000 + epoch)
-        title = f"{name} {epoch + 1}/{len(recipe.shown)}"
-        with tqdm(total=recipe.epoch_size, desc=title, mininterval=1) as progress:
+        with tqdm(total=recipe.epoch_size, desc=f"{name} {epoch + 1}/{len(recipe.shown)}", mininterval=1) as progress:
             train_epoch(model, optimizer, recipe, epoch, seed, progress)
-            progress.set_postfix_str(
-                f"{progress.postfix}, test accuracy {accuracy(model, min(256, recipe.test_scenes), seed):.3f}"
-            )
+            share = accuracy(model, min(256, recipe.test_scenes), seed)
+            progress.set_postfix_str(f"{progress.postfix}, test accuracy {share:.3f}")
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
         write_whole(checkpoint, partial(torch.save, state))
     half = {key: value.half() for key, value in model.state_dict().items()}

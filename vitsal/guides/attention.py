@@ -106,10 +106,7 @@ def check_block(model: nn.Module, block: int) -> None:
 
 
 class AttentionPass:
-    """Attention of a forward pass that is made when it is asked about, so that no more of it is held than asked for.
-
-    It answers what an `AttentionRecord` answers, once.
-    """
+    """What an `AttentionRecord` answers, once, from a pass made when it is asked: no more is held than asked for."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.model, self.images = model, images

@@ -30,13 +30,11 @@ class RandomGuide:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Saliency of a batch: (B, 3, H, W) -> (B, gh, gw)."""
-        maps = [self._map(image) for image in images.detach().cpu()]
+        maps = []
+        for image in images.detach().cpu():
+            seed = zlib.crc32(image.contiguous().view(torch.uint8).numpy(), self.seed)  # torch takes 32 bits, not more
+            maps.append(torch.rand(self.grid_size, generator=torch.Generator().manual_seed(seed)))
         return torch.stack(maps).to(images.device)
-
-    def _map(self, image: Tensor) -> Tensor:
-        seed = zlib.crc32(image.contiguous().view(torch.uint8).numpy(), self.seed)  # torch takes 32 bits, not more
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(self.grid_size, generator=generator)
 
 
 @dataclass(frozen=True)

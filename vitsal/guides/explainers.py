@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vitsal.errors import UserError, check_choice, quoted
+from vitsal.guides import rollout
 from vitsal.guides.attention import AttentionPass, Attentions, attention_of, check_block
 from vitsal.guides.flow import attention_flow
-from vitsal.guides.rollout import (
-    HEAD_FUSIONS,
-    attention_relevance,
-    attention_rollout,
-    check_discard,
-    fuse_gradient,
-    fuse_heads,
-    fuse_positive_gradient,
-    last_attention,
-)
 from vitsal.models.surgery import eval_mode
 from vitsal.models.tokens import default_readout, grid_size
 
@@ -30,8 +21,8 @@ from vitsal.models.tokens import default_readout, grid_size
 class ModelGuide:
     """What guides with a ViT inside share: `model` sees the images, the map is laid on its own patch grid.
 
-    `images` are in the model's own normalisation and size, as `model_transform(model)` makes them; `AdaptedGuide` takes
-    images prepared for another model.
+    `model` is a timm ViT in eval mode, `images` in its own normalisation and size, as `model_transform(model)` makes
+    them; `AdaptedGuide` takes images prepared for another model.
     """
 
     model: nn.Module
@@ -56,7 +47,6 @@ class RolloutGuide(ModelGuide):
     """Attention rollout of `model` (`vitsal.guides.attention_rollout`).
 
     Args:
-        model: a timm ViT in eval mode.
         head_fusion: "mean", "max" or "min".
         discard_ratio: fraction of each block's attention to drop, in [0, 1).
 
@@ -68,31 +58,26 @@ class RolloutGuide(ModelGuide):
     discard_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
-        check_discard(self.discard_ratio)
+        check_choice("head fusion", self.head_fusion, rollout.HEAD_FUSIONS)
+        rollout.check_discard(self.discard_ratio)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = record.fused(partial(fuse_heads, head_fusion=self.head_fusion))
-        return attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        fused = self._fused(record)
+        return rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+
+    def _fused(self, record: Attentions) -> list[Tensor]:
+        return record.fused(partial(rollout.fuse_heads, head_fusion=self.head_fusion))
 
 
 @dataclass(frozen=True)
-class FlowGuide(ModelGuide):
+class FlowGuide(RolloutGuide):
     """Attention flow of `model` (`vitsal.guides.attention_flow`): one maximum flow per patch, seconds for an image.
 
     Args, Raises: as `RolloutGuide`.
     """
 
-    head_fusion: str = "mean"
-    discard_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
-        check_discard(self.discard_ratio)
-
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = record.fused(partial(fuse_heads, head_fusion=self.head_fusion))
-        return attention_flow(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        return attention_flow(self._fused(record), discard_ratio=self.discard_ratio, **_tokens(self.model))
 
 
 @dataclass(frozen=True)
@@ -100,8 +85,8 @@ class LastAttentionGuide(ModelGuide):
     """Last block's attention, mean over heads, from the class token (or the mean patch) to the patches."""
 
     def _saliency(self, record: Attentions) -> Tensor:
-        (fused,) = record.fused(fuse_heads, blocks=[-1])
-        return last_attention(fused, **_tokens(self.model))
+        (fused,) = record.fused(rollout.fuse_heads, blocks=[-1])
+        return rollout.last_attention(fused, **_tokens(self.model))
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ class HeadGuide(ModelGuide):
         heads = slice(None) if self.head is None else self.head
         with eval_mode(self.model):
             (attention,) = record.fused(lambda attention: attention[:, heads].float(), blocks=[self.block])
-        rows = last_attention(attention.flatten(0, -3), **_tokens(self.model))
+        rows = rollout.last_attention(attention.flatten(0, -3), **_tokens(self.model))
         return rows.unflatten(0, attention.shape[:-2])
 
 
@@ -154,12 +139,12 @@ class GradientRolloutGuide(ModelGuide):
     discard_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        check_discard(self.discard_ratio)
+        rollout.check_discard(self.discard_ratio)
         check_category(self.model, self.category_index)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = [fuse_gradient(*pair) for pair in record.with_gradients(self.category_index)]
-        return attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        fused = [rollout.fuse_gradient(*pair) for pair in record.with_gradients(self.category_index)]
+        return rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
 
 
 @dataclass(frozen=True)
@@ -180,8 +165,8 @@ class GradientAttentionGuide(ModelGuide):
         check_category(self.model, self.category_index)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = [fuse_positive_gradient(*pair) for pair in record.with_gradients(self.category_index)]
-        return attention_relevance(fused, **_tokens(self.model))
+        fused = [rollout.fuse_positive_gradient(*pair) for pair in record.with_gradients(self.category_index)]
+        return rollout.attention_relevance(fused, **_tokens(self.model))
 
 
 def _tokens(model: nn.Module) -> dict[str, int | str]:
@@ -193,10 +178,8 @@ def check_category(model: nn.Module, category_index: int | None) -> None:
     """Raise UserError if `model` has no classifier or does not have this class (None: any)."""
     if not model.num_classes:
         raise UserError("Gradient rollout explains a class, and this model has no classifier; use attention rollout.")
-    if category_index is None:
-        return
     whole = isinstance(category_index, Integral) and not isinstance(category_index, bool)
-    if not whole or category_index not in range(model.num_classes):
+    if category_index is not None and not (whole and category_index in range(model.num_classes)):
         raise UserError(
             f"Category index {quoted(category_index)} is not a class of this model: it has {model.num_classes} "
             f"classes, 0 to {model.num_classes - 1}."

@@ -9,17 +9,9 @@ from torch import Tensor, nn
 
 from vitsal.choices import GUIDES
 from vitsal.errors import UserError, check_choice
+from vitsal.guides import explainers
 from vitsal.guides.adapters import AdaptedGuide, StudentGuide
 from vitsal.guides.baselines import CenterGuide, RandomGuide
-from vitsal.guides.explainers import (
-    FlowGuide,
-    GradientAttentionGuide,
-    GradientRolloutGuide,
-    HeadGuide,
-    LastAttentionGuide,
-    ModelGuide,
-    RolloutGuide,
-)
 from vitsal.models.tokens import grid_size
 from vitsal.students.student import Student
 
@@ -53,30 +45,26 @@ def make_guide(
         raise UserError("The guide 'student' needs a student: a folder or a hub name that holds one (--student).")
     inner = target if model is None else model
     makers: dict[str, Callable[[], Guide]] = {
-        "rollout": lambda: RolloutGuide(inner, head_fusion, discard_ratio),
-        "grad-rollout": lambda: GradientRolloutGuide(inner, category_index, discard_ratio),
-        "last-attention": lambda: LastAttentionGuide(inner),
-        "grad-attention": lambda: GradientAttentionGuide(inner, category_index),
-        "flow": lambda: FlowGuide(inner, head_fusion, discard_ratio),
+        "rollout": lambda: explainers.RolloutGuide(inner, head_fusion, discard_ratio),
+        "grad-rollout": lambda: explainers.GradientRolloutGuide(inner, category_index, discard_ratio),
+        "last-attention": lambda: explainers.LastAttentionGuide(inner),
+        "grad-attention": lambda: explainers.GradientAttentionGuide(inner, category_index),
+        "flow": lambda: explainers.FlowGuide(inner, head_fusion, discard_ratio),
         "student": lambda: StudentGuide(student, target),
         "random": lambda: RandomGuide(grid_size(target), seed),
         "center": lambda: CenterGuide(grid_size(target)),
     }
     guide = makers[check_choice("guide", name, GUIDES)]()
-    needs_adapting = isinstance(guide, ModelGuide) and inner is not target
+    needs_adapting = isinstance(guide, explainers.ModelGuide) and inner is not target
     return AdaptedGuide(guide, target) if needs_adapting else guide
 
 
 def make_choosers(
     names: Sequence[str], target: nn.Module, students: Mapping[str, Student] | None = None, **options: Any
 ) -> dict[str, Guide]:
-    """Make several guides for one target: name -> guide; of students, who may be several, "student <name>" -> guide.
+    """Make several guides for one target, each as `make_guide` does, with the same options: name -> guide.
 
-    Args:
-        names: of guides, as `make_guide` takes them.
-        target: the ViT whose patches will be dropped.
-        students: name -> student, for the guide "student".
-        options: for all of them; see `make_guide`.
+    For the guide "student" there may be several `students`, name -> student: "student <name>" -> guide.
     """
     choosers = {name: make_guide(name, target, **options) for name in names if name != "student"}
     pupils = (students or {"": None}) if "student" in names else {}
@@ -85,4 +73,4 @@ def make_choosers(
 
 def picture_guide(method: str, model: nn.Module, **options: Any) -> Guide:
     """A guide to look at: one that explains a model, with its options (`make_guide`), or "heads", one map per head."""
-    return HeadGuide(model) if method == "heads" else make_guide(method, model, **options)
+    return explainers.HeadGuide(model) if method == "heads" else make_guide(method, model, **options)

@@ -23,11 +23,7 @@ UNITS = 2**30  # a capacity of 1: scipy's solver is exact and takes 32-bit integ
 
 
 def attention_flow(
-    fused: Sequence[Tensor],
-    *,
-    num_prefix_tokens: int = 1,
-    discard_ratio: float = 0.0,
-    readout: str = "class",
+    fused: Sequence[Tensor], *, num_prefix_tokens: int = 1, discard_ratio: float = 0.0, readout: str = "class"
 ) -> Tensor:
     """Attention flow of each image: L matrices (B, N, N) -> saliency (B, P), raw, exact to about 1e-7.
 

@@ -16,51 +16,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vitsal.errors import UserError, check_choice
+from vitsal.errors import UserError
 from vitsal.guides.attention import Attentions
-from vitsal.guides.explainers import ModelGuide, check_category
-from vitsal.guides.rollout import HEAD_FUSIONS, check_discard, fuse_heads
+from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide
+from vitsal.guides.rollout import check_discard
 from vitsal.models.tokens import default_readout
 
 
 @dataclass(frozen=True)
-class LegacyRolloutGuide(ModelGuide):
+class LegacyRolloutGuide(RolloutGuide):
     """What `RolloutGuide` would be by vit-explain's arithmetic, for models with one class token alone.
 
     Args, Raises: as `RolloutGuide`; other models are refused too.
     """
 
-    head_fusion: str = "mean"
-    discard_ratio: float = 0.0
-
     def __post_init__(self) -> None:
-        check_choice("head fusion", self.head_fusion, HEAD_FUSIONS)
-        check_discard(self.discard_ratio)
+        super().__post_init__()
         _check_legacy(self.model)
 
     def _saliency(self, record: Attentions) -> Tensor:
-        fused = record.fused(partial(fuse_heads, head_fusion=self.head_fusion))
-        return legacy_rollout(fused, discard_ratio=self.discard_ratio)
+        return legacy_rollout(self._fused(record), discard_ratio=self.discard_ratio)
 
 
 @dataclass(frozen=True)
-class LegacyGradientRolloutGuide(ModelGuide):
+class LegacyGradientRolloutGuide(GradientRolloutGuide):
     """What `GradientRolloutGuide` would be by vit-explain's arithmetic, for models with one class token alone.
 
     Args, Raises: as `GradientRolloutGuide`; other models are refused too.
     """
 
-    category_index: int | None = None
-    discard_ratio: float = 0.0
-
     def __post_init__(self) -> None:
-        check_discard(self.discard_ratio)
-        check_category(self.model, self.category_index)
+        super().__post_init__()
         _check_legacy(self.model)
 
     def _saliency(self, record: Attentions) -> Tensor:
@@ -76,11 +66,7 @@ def _check_legacy(model: nn.Module) -> None:
 
 
 def legacy_rollout(fused: Sequence[Tensor], *, discard_ratio: float = 0.9) -> Tensor:
-    """vit-explain's attention rollout: L matrices (B, N, N) -> saliency (B, N - 1), raw.
-
-    Raises:
-        UserError: the discard ratio is no number in [0, 1).
-    """
+    """vit-explain's attention rollout: L matrices (B, N, N) -> saliency (B, N - 1), raw; refuses as `check_discard`."""
     check_discard(discard_ratio)
     row = torch.zeros_like(fused[0][:, 0])
     row[:, 0] = 1
@@ -99,25 +85,17 @@ def legacy_gradient_rollout(
     Args:
         attentions, gradients: softmaxed attention and the true gradient of the class logit to it, both first block
             first; errors 2 and 3 are made here.
-        discard_ratio: fraction of the N * N entries to drop, in [0, 1).
-
-    Raises:
-        UserError: the discard ratio is no number in [0, 1).
+        discard_ratio: fraction of the N * N entries to drop; refused as by `check_discard`.
     """
-    scores = [_score_gradient(a, g) for a, g in zip(attentions, gradients, strict=True)]
+    # backward of the softmax: the gradient of the scores from the gradient of the attention
+    scores = [a * (g - (g * a).sum(dim=-1, keepdim=True)) for a, g in zip(attentions, gradients, strict=True)]
     fused = [(a * g).mean(dim=1).clamp_min(0) for a, g in zip(attentions, reversed(scores), strict=True)]
     return legacy_rollout(fused, discard_ratio=discard_ratio)
 
 
-def _score_gradient(attention: Tensor, gradient: Tensor) -> Tensor:
-    """Backward of the softmax: the gradient of the scores from the gradient of the attention."""
-    return attention * (gradient - (gradient * attention).sum(dim=-1, keepdim=True))
-
-
 def _discard(attention: Tensor, discard_ratio: float) -> Tensor:
-    flat = attention.flatten(1).clone()
-    first = flat[:, 0].clone()
+    flat = attention.flatten(1)
     lowest = flat.topk(int(flat.shape[1] * discard_ratio), dim=1, largest=False).indices
-    flat.scatter_(1, lowest, 0)
-    flat[:, 0] = first
-    return flat.view_as(attention)
+    kept = flat.scatter(1, lowest, 0)
+    kept[:, 0] = flat[:, 0]
+    return kept.view_as(attention)

@@ -23,18 +23,12 @@ HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda attention: attention.amax(dim=1),
     "min": lambda attention: attention.amin(dim=1),
 }
-READOUTS = ("class", "patches")
 
 
 def fuse_heads(attention: Tensor, head_fusion: str = "mean") -> Tensor:
-    """Fuse the heads of one block: (B, H, N, N) -> (B, N, N), in float32 at least.
+    """Fuse the heads of one block's softmaxed attention: (B, H, N, N) -> (B, N, N), in float32 at least.
 
-    Args:
-        attention: softmaxed attention, (B, H, N, N).
-        head_fusion: "mean" (Abnar & Zuidema), "max" or "min" (vit-explain) over the heads.
-
-    Raises:
-        UserError: unknown head fusion.
+    `head_fusion` is "mean" (Abnar & Zuidema), "max" or "min" (vit-explain); raises UserError for any other.
     """
     fuse = HEAD_FUSIONS[check_choice("head fusion", head_fusion, HEAD_FUSIONS)]
     fused = fuse(attention)
@@ -122,7 +116,7 @@ def readout_row(fused: Tensor, num_prefix_tokens: int, readout: str) -> Tensor:
     Raises:
         UserError: unknown readout, or readout "class" of a model without a class token.
     """
-    check_choice("readout", readout, READOUTS)
+    check_choice("readout", readout, ("class", "patches"))
     if readout == "class" and num_prefix_tokens == 0:
         raise UserError("Readout 'class' needs a class token and this model has none; use readout='patches'.")
     row = fused.new_zeros(fused.shape[:2])
@@ -132,11 +126,7 @@ def readout_row(fused: Tensor, num_prefix_tokens: int, readout: str) -> Tensor:
 
 
 def attention_rollout(
-    fused: Sequence[Tensor],
-    *,
-    num_prefix_tokens: int = 1,
-    discard_ratio: float = 0.0,
-    readout: str = "class",
+    fused: Sequence[Tensor], *, num_prefix_tokens: int = 1, discard_ratio: float = 0.0, readout: str = "class"
 ) -> Tensor:
     """Attention rollout of each image: L matrices (B, N, N) -> saliency (B, P), raw.
 
@@ -163,18 +153,15 @@ def attention_rollout(
     """
     if len(fused) == 0:
         raise UserError("Rollout needs the attention of at least one block; got none.")
-    protect_class = num_prefix_tokens > 0
-    kept = [discard_lowest(attention, discard_ratio, protect_class) for attention in fused]
+    kept = [discard_lowest(attention, discard_ratio, num_prefix_tokens > 0) for attention in fused]
     row = propagate(kept, readout_row(kept[-1], num_prefix_tokens, readout))
     return row[:, num_prefix_tokens:]
 
 
 def last_attention(fused: Tensor, *, num_prefix_tokens: int = 1, readout: str = "class") -> Tensor:
-    """What one block's readout token attends to: the last block's matrix (B, N, N) -> saliency (B, P), raw.
+    """What one block's readout token attends to: the last block's fused matrix (B, N, N) -> saliency (B, P), raw.
 
-    Args:
-        fused: attention of that block with its heads fused.
-        num_prefix_tokens, readout: as in `attention_rollout`.
+    `num_prefix_tokens` and `readout` are as in `attention_rollout`.
     """
     row = readout_row(fused, num_prefix_tokens, readout)
     return (row[:, :, None] * fused).sum(dim=1)[:, num_prefix_tokens:]  # no bmm: autocast would round it to 16 bits
