@@ -1,7 +1,6 @@
 """The repository keeps its promises: one set of requirements, and notebooks in the house form."""
 
 import ast
-import graphlib
 import json
 import re
 import sys
@@ -148,16 +147,14 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 def test_rooms_stand_on_floors_and_arrows_go_down_only() -> None:
-    """Rooms of one floor may know each other, as long as nobody goes round in a circle."""
     arrows = {}
     for path in PACKAGE.rglob("*.py"):
         arrows.setdefault(room_of(path), set()).update(imported_rooms(path))
     arrows.pop("__init__")
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     assert arrows.keys() == floor.keys()
-    up = {(room, other) for room in arrows for other in arrows[room] if floor[other] > floor[room]}
-    assert not up, f"these look upwards: {up}"
-    graphlib.TopologicalSorter(arrows).prepare()  # CycleError
+    up = {(room, other) for room in arrows for other in arrows[room] if floor[other] >= floor[room]}
+    assert not up, f"these do not look down: {up}"
     assert "embedded" not in set().union(*arrows.values())
 
 

@@ -35,9 +35,6 @@ BENCHMARKS = {
     "pipeline": ("student", "keep", "precision"),
 }  # with the options that each takes
 PRECISIONS = ("float32", "bfloat16")
-OWN_DATA = ("digits", "imagenette")
-LIBRARY_DATA = ("hfds/", "hfids/", "wds/", "tfds/")  # how names of data sets begin that other libraries open
-SPLITS = ("train", "validation", "val", "test")  # of our own data, which has two parts: all but "train" is the other
 PICTURE_FORMATS = (
     *("eps", "gif", "jpg", "jpeg", "pdf", "pgf", "png", "ps", "raw", "rgba", "svg", "svgz", "tif", "tiff", "webp"),
     "avif",

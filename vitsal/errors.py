@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import numbers
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 LARGEST_COUNT = 10**9  # of images and the like: more is a slip, and beyond 2**63 an error of torch's
 LARGEST_SEED = 2**32 - 1  # what numpy takes; torch and zlib take no less
@@ -78,6 +80,12 @@ def _rounded(value: numbers.Real) -> str:
         return f"{value:g}"
     except OverflowError:  # a whole number beyond all floating point
         return quoted(value)
+
+
+def check_file(kind: str, path: str | Path) -> None:
+    """Raise UserError if there is no file of this kind, such as "image"; opening a FIFO, say, would wait for ever."""
+    if not os.path.isfile(path):
+        raise UserError(f"There is no {kind} file at {printable(path)}.")
 
 
 def tell(error: BaseException) -> str:

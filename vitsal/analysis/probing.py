@@ -21,8 +21,8 @@ from vitsal.data.images import IndexedImages, StreamedImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.attention import record_attention
-from vitsal.models.surgery import eval_mode
 from vitsal.models.tokens import grid_size
+from vitsal.reduction.surgery import eval_mode
 
 
 def patch_distances(grid_size: tuple[int, int], patch_size: tuple[int, int] = (1, 1)) -> Tensor:

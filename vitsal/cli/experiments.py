@@ -10,8 +10,9 @@ import typer
 import vitsal as vs
 from vitsal.choices import BENCHMARKS, GUIDES, PRECISIONS
 from vitsal.cli import options
+from vitsal.data.places import check_data
 from vitsal.errors import LARGEST_SEED, check_choice
-from vitsal.jobs.paths import check_data, check_output, check_output_folder
+from vitsal.jobs.paths import check_output, check_output_folder
 
 
 def drop_curve(

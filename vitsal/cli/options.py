@@ -10,9 +10,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS, OWN_DATA
-from vitsal.errors import LARGEST_COUNT, LARGEST_SEED, UserError, check_choice, check_number, check_whole, quoted
-from vitsal.jobs.paths import check_file
+from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS
+from vitsal.data.places import OWN_DATA
+from vitsal.errors import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    UserError,
+    check_choice,
+    check_file,
+    check_number,
+    check_whole,
+    quoted,
+)
 
 OPTION_NAMES = {"model": "guide_model"}  # where the command line's differs from the function's
 LONGEST_INPUT = 8_192  # pixels

@@ -12,9 +12,10 @@ import typer
 import vitsal as vs
 from vitsal.choices import METHODS, PICTURE_FORMATS, PICTURED, SEGMENT, VIT_EXPLAIN, WIDEST
 from vitsal.cli import options
-from vitsal.errors import LARGEST_COUNT, check_choice, printable
+from vitsal.data.places import check_data
+from vitsal.errors import LARGEST_COUNT, check_choice, check_file, printable
 from vitsal.jobs.files import write_whole
-from vitsal.jobs.paths import check_data, check_file, check_output, check_output_folder
+from vitsal.jobs.paths import check_output, check_output_folder
 
 PICTURE = Path("explanation.png")
 METHOD_HELP = (

@@ -10,8 +10,9 @@ import typer
 import vitsal as vs
 from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, VIT_EXPLAIN, TrainingSettings
 from vitsal.cli import options
+from vitsal.data.places import check_data
 from vitsal.errors import check_choice
-from vitsal.jobs.paths import check_data, check_output, check_output_folder
+from vitsal.jobs.paths import check_output, check_output_folder
 
 MOST_EPOCHS = 1_000_000
 

@@ -29,6 +29,7 @@ from .pictures import (
     upright as upright,
     warn_of_skipped as warn_of_skipped,
 )
+from .places import check_data as check_data
 from .scenes import (
     DigitScenes as DigitScenes,
     Pose as Pose,

@@ -14,15 +14,14 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import IterableDataset
 
-from vitsal.choices import SPLITS
 from vitsal.data.images import IndexedImages, LabelledImages, StreamedImages
 from vitsal.data.labels import find_classes
 from vitsal.data.pictures import Transform, decode, to_rgb
+from vitsal.data.places import SPLITS, check_data
 from vitsal.data.scenes import DigitScenes
 from vitsal.data.shards import open_shards
 from vitsal.data.sources import FolderImages, HubImages, TarImages, list_folder, list_tar
 from vitsal.errors import UserError, printable
-from vitsal.jobs.paths import check_data
 
 DATA_DIR_VARIABLE = "VITSAL_DATA_DIR"
 

@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 
-from vitsal.errors import UserError, printable
-from vitsal.jobs.paths import check_file
+from vitsal.errors import UserError, check_file, printable
 
 Transform = Callable[[Image.Image], Any]  # to a tensor (3, H, W), in most cases
 MOST_ELONGATED = 100  # resized for a model, whose short side is fixed, a longer strip would fill the memory

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
-from vitsal.models.surgery import replaced
+from vitsal.reduction.surgery import replaced
 
 
 class AttentionNotRecorded(UserError):

@@ -13,8 +13,8 @@ from vitsal.errors import UserError, check_choice, quoted
 from vitsal.guides import rollout
 from vitsal.guides.attention import AttentionPass, Attentions, attention_of, check_block
 from vitsal.guides.flow import attention_flow
-from vitsal.models.surgery import eval_mode
 from vitsal.models.tokens import default_readout, grid_size
+from vitsal.reduction.surgery import eval_mode
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,5 @@ from .identity import (
     weights_fingerprint as weights_fingerprint,
 )
 from .memory import Halving as Halving
-from .paths import (
-    check_data as check_data,
-    check_file as check_file,
-    check_output as check_output,
-    check_output_folder as check_output_folder,
-)
+from .paths import check_output as check_output, check_output_folder as check_output_folder
 from .processes import computed_precision as computed_precision, make_accelerator as make_accelerator

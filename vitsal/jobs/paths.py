@@ -1,36 +1,14 @@
-"""Inputs that are there, outputs that can be written: checked before any work begins, and without torch."""
+"""Outputs that can be written, and are no inputs: checked before any work begins, and without torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from vitsal.choices import LIBRARY_DATA, OWN_DATA, SPLITS
-from vitsal.errors import UserError, check_choice, printable, quoted
+from vitsal.errors import UserError, quoted
 
 LONGEST_PATH = 3_000  # characters, of 4,096 bytes from the root
 LONGEST_NAME = 230  # bytes of a name, of 255: while a file is written, and locked, its name is a little longer
-
-
-def check_file(kind: str, path: str | Path) -> None:
-    """Raise UserError if there is no file of this kind, such as "image"; opening a FIFO, say, would wait for ever."""
-    if not os.path.isfile(path):
-        raise UserError(f"There is no {kind} file at {printable(path)}.")
-
-
-def check_data(source: str, split: str) -> None:
-    """Raise UserError if data, as `vitsal.data.open_data` takes it, is not here, or has no such part.
-
-    What only a library can tell is not asked.
-    """
-    if source.startswith(LIBRARY_DATA):
-        return
-    check_choice("split", split, SPLITS)
-    if source not in OWN_DATA and not os.path.isdir(source) and not os.path.isfile(source):
-        raise UserError(
-            f"There is no data at {printable(source)!r}. Give a folder with one folder of images per class, a tar "
-            "file, 'digits', 'imagenette', or a timm data set name that begins with hfds/, hfids/ or wds/."
-        )
 
 
 def check_output(path: str | Path, *inputs: str | Path | None) -> None:

@@ -19,7 +19,6 @@ from .pixels import (
     fit_grid as fit_grid,
     to_pixels as to_pixels,
 )
-from .surgery import eval_mode as eval_mode, replaced as replaced
 from .tokens import (
     default_readout as default_readout,
     grid_size as grid_size,

@@ -11,8 +11,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from vitsal.errors import UserError, cut
-from vitsal.jobs.paths import check_file
+from vitsal.errors import UserError, check_file, cut
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16", "float64")  # and no quantized model's integers
 

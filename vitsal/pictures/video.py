@@ -15,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vitsal.choices import SEGMENT, WIDEST
-from vitsal.errors import UserError, check_number, suggestion
+from vitsal.errors import UserError, check_file, check_number, suggestion
 from vitsal.jobs.files import check_folder, locked, read_json, write_whole
 from vitsal.jobs.identity import describe, file_hash, question_hash, refuse_other
-from vitsal.jobs.paths import check_file, check_output
+from vitsal.jobs.paths import check_output
 from vitsal.pictures import video_files
 from vitsal.pictures.video_panels import Column, draw_frames
 

@@ -7,3 +7,4 @@ from .drop import (
     keep_patches as keep_patches,
 )
 from .keep import num_kept as num_kept, top_k_patches as top_k_patches
+from .surgery import eval_mode as eval_mode, replaced as replaced

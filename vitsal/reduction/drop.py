@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
-from vitsal.models.surgery import replaced
+from vitsal.reduction.surgery import replaced
 
 
 @contextmanager
