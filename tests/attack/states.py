@@ -26,7 +26,7 @@ from vitsal.guides import RolloutGuide
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
-from vitsal.pictures import video
+from vitsal.pictures import video, video_files
 from vitsal.pictures.video_panels import Column
 from vitsal.students.distillation import distill
 from vitsal.students.maps import CachedMaps, MapSettings, cache_maps
@@ -163,7 +163,7 @@ def make_parts(folder: Path) -> None:
     folder.mkdir()
     write_film(folder / "film.mp4", frames=10, size=(32, 32), sound=None)
     try:
-        with patch.object(video, "assemble", side_effect=KillError):
+        with patch.object(video_files, "assemble", side_effect=KillError):
             draw_video(folder)
     except KillError:
         return
