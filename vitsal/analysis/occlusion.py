@@ -51,11 +51,14 @@ class PatchSwitches(nn.Module):
         """Logits for the images with only these patches there."""
         key = switches.cpu().numpy().tobytes()
         if key not in self.answers:
-            patch_height, patch_width = self.target.patch_embed.patch_size
-            height, width = self.images.shape[-2:]
-            there = (switches > 0).repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)
-            self.answers[key] = self.target(self.fill(self.images, there[..., :height, :width]))
+            self.answers[key] = self.target(self.fill(self.images, self.pixels(switches > 0)))
         return self.answers[key]
+
+    def pixels(self, there: Tensor) -> Tensor:
+        """Each patch's value for all of its pixels: (B, 1, gh, gw) -> (B, 1, H, W)."""
+        patch_height, patch_width = self.target.patch_embed.patch_size
+        height, width = self.images.shape[-2:]
+        return there.repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)[..., :height, :width]
 
 
 def switch_off(arr: np.ndarray, indices: np.ndarray, **options: object) -> np.ndarray:

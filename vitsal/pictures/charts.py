@@ -177,8 +177,7 @@ class LiveCurve:
 
         def update(history: pd.DataFrame) -> None:
             self.histories[name] = history
-            figure, axis = plt.subplots()
-            plot_learning_curves(axis, self.histories)
+            figure = self.draw()
             if self.handle is None:
                 self.handle = display(figure, display_id=True)
             else:
@@ -186,3 +185,9 @@ class LiveCurve:
             plt.close(figure)
 
         return update
+
+    def draw(self) -> Figure:
+        """The curves so far."""
+        figure, axis = plt.subplots()
+        plot_learning_curves(axis, self.histories)
+        return figure
