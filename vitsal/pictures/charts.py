@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
+from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
