@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from multiprocessing import Process
 from pathlib import Path
 
@@ -221,7 +222,8 @@ def test_ctrl_c_stops_the_kernels(tmp_path):
     write_notebook(tmp_path / "notebooks" / "01_long.ipynb", 'output_dir = ""', ALIVE)
     options = ["--notebooks", str(tmp_path / "notebooks"), "-o", str(tmp_path / "made")]
     command = [sys.executable, "-m", "vitsal.cli", "run", *options]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever starts the tests in the background is deaf
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear)
     while not (tmp_path / "made" / "kernel").exists():
         assert run.poll() is None
         time.sleep(0.1)

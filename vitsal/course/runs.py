@@ -19,7 +19,6 @@ from papermill.exceptions import PapermillExecutionError
 
 from vitsal.errors import UserError, cut, suggestion
 
-PATIENCE = 10  # seconds, for a notebook that is stopped to stop its kernel
 AT_ONCE = 2  # notebooks: each may need a gigabyte or two of memory
 
 
@@ -112,8 +111,7 @@ def _execute_all(jobs: Sequence[_Job], output: Path, parameters: Mapping[str, ob
     finally:
         for _, process, _ in running.values():
             process.terminate()
-            process.join(PATIENCE)
-            process.kill()  # two signals at once, from here and from the terminal, may leave it waiting for its kernel
+            process.join()
 
 
 def _begin(
