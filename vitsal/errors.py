@@ -45,6 +45,14 @@ def suggestion(value: object, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
+def first_few(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
+    """The first few names, printable, and how many more there are."""
+    names = list(names)
+    shown = [printable(name) for name in names[:most]]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(shown) + more
+
+
 def printable(text: object) -> str:
     """A text from outside, such as a file's name, fit to be shown and written down: line breaks, terminals' codes, and
     bytes that are no UTF-8, as their escapes.

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import pickle
+import time
 
 import pytest
 import timm
@@ -268,11 +269,22 @@ def test_download_is_announced_before_it_starts(hub_cache, monkeypatch, capsys, 
         return source.state_dict()
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+    monkeypatch.setattr("vitsal.models.loading._check_reachable", lambda hub: None)
     loaded = load_model(name)
     ((out, err),) = announced
     assert err == f"Downloading the weights of {name} from the hub: 23 MB.\n"
     assert out == ""
     assert torch.equal(loaded.head.weight, source.head.weight)
+
+
+def test_without_a_network_it_says_so_at_once(hub_cache, monkeypatch, capsys):
+    """Its own library tries again and again for 46 s."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"^No weights for .* the hub gave: no connection to http://127.0.0.1:9"):
+        load_model(NAME)
+    assert time.monotonic() - start < 10
+    assert capsys.readouterr().err == ""  # no download is announced that does not start
 
 
 def test_cached_weights_are_no_download(hub_cache, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from vitsal.analysis.probing import attention_distances
-from vitsal.choices import ARCHITECTURES, BENCHMARKS, PRECISIONS
+from vitsal.choices import ARCHITECTURES, PRECISIONS
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
@@ -207,10 +207,10 @@ def run_benchmark(
     target: nn.Module,
     *,
     batch_size: int,
-    student: str | None = None,
-    keep_ratios: Sequence[float] = (0.5, 0.25),
-    precision: str = "float32",
-    repeats: int = 9,
+    student: str | None,
+    keep_ratios: Sequence[float],
+    precision: str,
+    repeats: int,
 ) -> pd.DataFrame:
     """Time of rollout or students against a plain forward pass; speed-up of pipeline or target against its limit.
 
@@ -220,7 +220,6 @@ def run_benchmark(
         student: a folder or a hub name; None takes new ones of both kinds.
         batch_size, keep_ratios, precision, repeats: as in the function of this module whose table is returned.
     """
-    check_choice("benchmark", what, BENCHMARKS)
     if what == "rollout":
         return rollout_cost(target, batch_size, repeats=repeats)
     if what == "dropping":

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from vitsal.analysis.intervals import REPEATS
 from vitsal.analysis.occlusion import Fill, PatchSwitches, hide_grey, hide_smoothly, switch_off
-from vitsal.data.images import Batch, IndexedImages, StreamedImages, batches
+from vitsal.data.images import Batch, LabelledImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.factory import Guide
@@ -119,7 +119,7 @@ def _ranks(saliency: np.ndarray) -> np.ndarray:
 def score_guides(
     target: nn.Module,
     guides: Mapping[str, Guide],
-    dataset: IndexedImages | StreamedImages,
+    dataset: LabelledImages,
     *,
     metrics: Sequence[str] = tuple(METRICS),
     limit: int | None = None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vitsal.data.images import IndexedImages, StreamedImages, batches
+from vitsal.data.images import LabelledImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.attention import record_attention
@@ -168,9 +168,7 @@ class Probe:
     images: int  # how many there were
 
 
-def probe_model(
-    model: nn.Module, dataset: IndexedImages | StreamedImages, batch_size: int = 32, **options: int | None
-) -> Probe:
+def probe_model(model: nn.Module, dataset: LabelledImages, batch_size: int = 32, **options: int | None) -> Probe:
     """Probe a timm ViT over a data set with its transform; images that cannot be read are skipped and named.
 
     The data set is as `open_data` returns it, batch size and options are as `vitsal.data.batches` takes them.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS
+from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS, VIT_EXPLAIN
 from vitsal.data.places import OWN_DATA
 from vitsal.errors import (
     LARGEST_COUNT,
@@ -70,6 +70,11 @@ def taken_options(guides: Sequence[str], **given: object) -> dict[str, object]:
     if "discard_ratio" in given:
         check_number("discard ratio", given["discard_ratio"], 0, 1, open_end="high")
     return given
+
+
+def explain_options(methods: Sequence[str], **given: object) -> dict[str, object]:
+    """The same for the commands that do what vit-explain does: with its own where nothing is given."""
+    return VIT_EXPLAIN | taken_options(methods, **given)
 
 
 def check_checkpoints(*paths: Path | None) -> None:

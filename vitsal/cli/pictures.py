@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import vitsal as vs
-from vitsal.choices import METHODS, PICTURE_FORMATS, PICTURED, SEGMENT, VIT_EXPLAIN, WIDEST
+from vitsal.choices import METHODS, PICTURE_FORMATS, PICTURED, SEGMENT, WIDEST
 from vitsal.cli import options
 from vitsal.data.places import check_data
 from vitsal.errors import LARGEST_COUNT, check_choice, check_file, printable
@@ -51,8 +51,9 @@ def explain(
         method = "rollout" if category_index is None else "grad-rollout"
     methods = [check_choice("method", name.strip(), PICTURED) for name in method.split(",")]
     kind = check_choice("picture format", output.suffix.lstrip(".").lower(), PICTURE_FORMATS)
-    given = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    given = VIT_EXPLAIN | options.taken_options(methods, **given)
+    given = options.explain_options(
+        methods, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index
+    )
     check_output(output, image, checkpoint, *(image.iterdir() if os.path.isdir(image) else ()))
     if os.path.isdir(image):
         check_output_folder(output.parent, image)
@@ -88,8 +89,9 @@ def video(
     Each frame is squeezed into the model's input, a square, unless --image-size says otherwise: 288,512 for 16:9.
     """
     check_choice("method", method, PICTURED)
-    given = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    given = VIT_EXPLAIN | options.taken_options([method], **given)
+    given = options.explain_options(
+        [method], head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index
+    )
     size = options.parse_image_size(image_size)
     check_output(output, source)
     check_file("video", source)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vitsal as vs
-from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, VIT_EXPLAIN, TrainingSettings
+from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, TrainingSettings
 from vitsal.cli import options
 from vitsal.data.places import check_data
 from vitsal.errors import check_choice
@@ -63,8 +63,12 @@ def train_student(
 
     Several processes or machines, a GPU, mixed precision: accelerate launch -m vitsal.cli train-student ...
     """
-    given = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "category_index": category_index}
-    given = VIT_EXPLAIN | options.taken_options([check_choice("method", method, TEACHERS)], **given)
+    given = options.explain_options(
+        [check_choice("method", method, TEACHERS)],
+        head_fusion=head_fusion,
+        discard_ratio=discard_ratio,
+        category_index=category_index,
+    )
     if geometry and views:
         options.refuse_option("geometry", "a training with --views, which are cropped already", "one without")
     check_output(output / "model.safetensors", checkpoint)

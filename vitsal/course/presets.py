@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
         guide_model="vitsal_digits_guide",
         data="digits",
         split="test",
-        train_limit=800,
+        train_limit=500,
         epochs=5,
         student_width=16,
     ),
@@ -130,8 +130,7 @@ def check_parameters(namespace: Mapping[str, object], **types: type | tuple[type
     """
     given = {name: value for name, value in namespace.items() if _is_parameter(name, value)}
     for name, value in given.items():
-        if name not in types:
-            raise UserError(f"Unknown parameter {name!r}.{suggestion(name, types)} Known: {', '.join(types)}.")
+        check_choice("parameter", name, types)
         kinds = types[name] if isinstance(types[name], tuple) else (types[name],)
         if type(value) not in kinds:
             said = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)

@@ -11,7 +11,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from vitsal.data.images import LabelledImages
-from vitsal.errors import UserError, printable
+from vitsal.errors import UserError, first_few
 
 IMAGENET_CLASSES = 1_000
 
@@ -47,15 +47,9 @@ def find_classes(paths: Sequence[str], source: str) -> tuple[list[int], dict[str
     folders = {path.rpartition("/")[0] for path, label in zip(paths, labels, strict=True) if label < 0}
     unclear = folders and (
         f"{source} has folders named by WordNet ids of ImageNet, and others that are not, or not by one alone: "
-        f"{_some(sorted(folders))}. The class of their images cannot be told: rename or remove them."
+        f"{first_few(sorted(folders))}. The class of their images cannot be told: rename or remove them."
     )
     return labels, {"num_classes": IMAGENET_CLASSES, "unclear": unclear or ""}
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, printable."""
-    shown = ", ".join(printable(name) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def check_classes(dataset: LabelledImages, target: nn.Module) -> None:
@@ -70,14 +64,14 @@ def check_classes(dataset: LabelledImages, target: nn.Module) -> None:
     if known is None:
         return
     if known != target.num_classes:
-        named = f" ({_some(folders)})" if folders else " (ImageNet's)" if known == IMAGENET_CLASSES else ""
+        named = f" ({first_few(folders)})" if folders else " (ImageNet's)" if known == IMAGENET_CLASSES else ""
         remedy = " or name the folders by WordNet ids of ImageNet" if target.num_classes == IMAGENET_CLASSES else ""
         raise UserError(
             f"The data {dataset.source!r} has {known:,} classes{named}, and the target tells {target.num_classes:,} "
             f"apart, so its labels are not the target's: choose a target with {known:,} classes{remedy}."
         )
     if folders:
-        numbered = _some([f"{number} {name}" for number, name in enumerate(folders)])
+        numbered = first_few([f"{number} {name}" for number, name in enumerate(folders)])
         warnings.warn(
             f"The classes of {dataset.source!r} are numbered in the order of their folders' names, and taken for the "
             f"target's: {numbered}.",

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 
-from vitsal.errors import UserError, check_file, printable
+from vitsal.errors import UserError, check_file, first_few, printable
 
 Transform = Callable[[Image.Image], Any]  # to a tensor (3, H, W), in most cases
 MOST_ELONGATED = 100  # resized for a model, whose short side is fixed, a longer strip would fill the memory
@@ -127,9 +127,8 @@ def spread(length: int, limit: int | None) -> Sequence[int]:
     return range(length) if count == length else [index * length // count for index in range(count)]
 
 
-def warn_of_skipped(skipped: dict[str, str], most: int = 5) -> None:
+def warn_of_skipped(skipped: dict[str, str]) -> None:
     """Name the images that could not be read, in one warning; say nothing where there are none."""
     if skipped:
-        named = "; ".join(f"{name} ({problem})" for name, problem in list(skipped.items())[:most])
-        more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
-        warnings.warn(f"{len(skipped)} images could not be read and were skipped: {named}{more}.", stacklevel=2)
+        named = first_few((f"{name} ({problem})" for name, problem in skipped.items()), between="; ")
+        warnings.warn(f"{len(skipped)} images could not be read and were skipped: {named}.", stacklevel=2)

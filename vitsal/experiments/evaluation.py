@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from vitsal.data.images import LabelledImages, image_loader
@@ -22,7 +21,7 @@ from vitsal.experiments.question import ANY_GUIDE, Question
 from vitsal.experiments.schedule import Part, Schedule
 from vitsal.guides.factory import Guide
 from vitsal.jobs.memory import Halving
-from vitsal.jobs.processes import make_accelerator
+from vitsal.jobs.processes import make_accelerator, same_on_all
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import embed_once, forward_kept
 from vitsal.reduction.keep import top_k_patches
@@ -74,12 +73,12 @@ def answer(
     """Answer a question: `drop_curve`, for whoever must know first what its results will be about; see there."""
     accelerator = make_accelerator()
     leads = accelerator.is_main_process  # the journal is its business alone
-    names = _same_on_all({guide_id: name for name, guide_id in question.guide_ids.items()})
+    names = same_on_all({guide_id: name for name, guide_id in question.guide_ids.items()})
     work = _Work(question, names, accelerator, batch_size, num_workers, strict)
     path = None if folder is None else journal_file(folder, question.subject)
     journal = Journal(path, question.subject, question.keys) if leads else Journal()
     schedule = Schedule(question, journal)
-    parts = _same_on_all(schedule.parts() if leads else [])
+    parts = same_on_all(schedule.parts() if leads else [])
     with schedule.progress_bar(parts, progress and leads) as bar:
         for part in parts:
             for rows in work.rows_of(part):
@@ -90,15 +89,10 @@ def answer(
             if leads:
                 schedule.done(part)
     known = replace(journal.outcomes(schedule.asked, question.cells), about=question.about) if leads else None
-    outcomes = _same_on_all(known)
+    outcomes = same_on_all(known)
     if leads:
         warn_of_skipped(outcomes.skipped)
     return outcomes
-
-
-def _same_on_all(value: Any) -> Any:
-    """What the main process has, on every process."""
-    return broadcast_object_list([value])[0]
 
 
 @dataclass(frozen=True)

@@ -11,4 +11,8 @@ from .identity import (
 )
 from .memory import Halving as Halving
 from .paths import check_output as check_output, check_output_folder as check_output_folder
-from .processes import computed_precision as computed_precision, make_accelerator as make_accelerator
+from .processes import (
+    computed_precision as computed_precision,
+    make_accelerator as make_accelerator,
+    same_on_all as same_on_all,
+)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from vitsal.errors import UserError, check_choice
 
@@ -34,6 +35,11 @@ def make_accelerator(**options: Any) -> Accelerator:
             stacklevel=2,
         )
     return accelerator
+
+
+def same_on_all(value: Any) -> Any:
+    """What the main process has, on every process."""
+    return broadcast_object_list([value])[0]
 
 
 def computed_precision(accelerator: Accelerator) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from timm.layers import PatchEmbed
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -143,6 +143,7 @@ def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
     try:
         _check_supported(outline(name, **options), name)
         if pretrained and _hub_id(name) and not find_weights(name) and not constants.HF_HUB_OFFLINE:
+            _check_reachable(constants.ENDPOINT)
             size = megabytes(outline(name))
             print(f"Downloading the weights of {name} from the hub: {size:.0f} MB.", file=sys.stderr, flush=True)
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -150,6 +151,14 @@ def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(_no_model(name, pretrained, options, error)) from error
+
+
+def _check_reachable(hub: str) -> None:
+    """Ask the hub once: its own downloads try for three quarters of a minute before they say that it is not there."""
+    try:
+        get_session().head(hub, timeout=10)
+    except Exception as error:  # as its library's library has them
+        raise ConnectionError(f"no connection to {hub} ({error})") from error
 
 
 def _no_model(name: str, pretrained: bool, options: dict[str, object], error: Exception) -> str:

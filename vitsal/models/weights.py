@@ -11,7 +11,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from vitsal.errors import UserError, check_file, cut
+from vitsal.errors import UserError, check_file, cut, first_few
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16", "float64")  # and no quantized model's integers
 
@@ -63,12 +63,12 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     }
     if any(differences.values()):
         name = model.pretrained_cfg.get("architecture", "")
-        said = "; ".join(f"{_shortened(keys)} {what}" for what, keys in differences.items() if keys)
+        said = "; ".join(f"{first_few(keys)} {what}" for what, keys in differences.items() if keys)
         raise UserError(f"{path} does not fit {type(model).__name__} {name}: {said}.")
     floating = [key for key in state if own[key].is_floating_point()]  # others are counts, or indices
     if wrong := [f"{key} ({_type(state[key])})" for key in floating if _type(state[key]) not in WEIGHT_TYPES]:
         raise UserError(
-            f"{path} holds weights of a type that cannot be used: {_shortened(wrong)}. Save it in "
+            f"{path} holds weights of a type that cannot be used: {first_few(wrong)}. Save it in "
             f"{', '.join(WEIGHT_TYPES)}."
         )
     try:
@@ -76,13 +76,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     except RuntimeError as error:  # sparse ones, or without values
         raise UserError(f"{path} holds weights that cannot be used: {cut(str(error), 500)}") from error
     if endless := [key for key, value in own.items() if not value.isfinite().all()]:  # loaded by now
-        raise UserError(f"{path} holds weights that are not finite: {_shortened(endless)}. It is damaged.")
+        raise UserError(f"{path} holds weights that are not finite: {first_few(endless)}. It is damaged.")
 
 
 def _type(values: Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")
-
-
-def _shortened(keys: list[str], most: int = 4) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more

@@ -184,6 +184,7 @@ def _add_video(container: OutputContainer, film: Film, shape: tuple[int, ...]) -
     stream.height, stream.width, stream.pix_fmt = *shape[:2], "yuv420p"
     stream.time_base = film.time_base
     context = stream.codec_context
+    context.thread_count = 1  # the same film each time it is drawn
     context.flags |= Flags.global_header
     context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
     return stream

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import broadcast_object_list
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -21,11 +20,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitsal.choices import TrainingSettings
-from vitsal.data.images import IndexedImages, StreamedImages
+from vitsal.data.images import LabelledImages
 from vitsal.errors import UserError
 from vitsal.jobs.files import check_folder, locked
 from vitsal.jobs.identity import question_hash
-from vitsal.jobs.processes import make_accelerator
+from vitsal.jobs.processes import make_accelerator, same_on_all
 from vitsal.models.pixels import downsample
 from vitsal.students.checkpoints import Checkpoints
 from vitsal.students.fidelity import measure_fidelity
@@ -53,7 +52,7 @@ def accelerator_for(recipe: TrainingSettings) -> Accelerator:
 def teach(
     student: Student,
     teacher: Teacher,
-    dataset: IndexedImages | StreamedImages,
+    dataset: LabelledImages,
     output: str | Path,
     recipe: TrainingSettings,
     settings: MapSettings,
@@ -243,7 +242,7 @@ class _Training:
                     held.enter_context(locked(folder, busy=busy))
                 except UserError as error:
                     refused = str(error)
-            if said := broadcast_object_list([refused])[0]:
+            if said := same_on_all(refused):
                 raise UserError(said)
             yield
 
