@@ -14,6 +14,7 @@ from vitsal.guides.rollout import (
     fuse_positive_gradient,
     propagate,
     readout_row,
+    settle_zeros,
 )
 
 WHAT_IS_READ = [("class", n) for n in (1, 2, 5)] + [("patches", n) for n in (0, 1, 2, 5)]
@@ -201,6 +202,15 @@ def test_relevance_against_the_reference(readout, num_prefix_tokens):
     for image in range(2):
         one = [[values[image].tolist() for values in part] for part in (attentions, gradients)]
         assert_close(saliency[image], reference_relevance(*one, readout, num_prefix_tokens))
+
+
+def test_zeros_are_settled_by_hand():
+    saliency = torch.tensor([[0.0, 0.8, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.2, 0.1], [0.0, 0.0, 0.5, 0.5]])
+    by = torch.tensor([[0.1, 0.3, 0.4, 0.2], [0.4, 0.1, 0.3, 0.2], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.5, 0.5]])
+    expected = [[5e-5, 0.8, 2e-4, 0.2], [1e-3, 2.5e-4, 7.5e-4, 5e-4], [0.4, 0.3, 0.2, 0.1], [0, 0, 0.5, 0.5]]
+    assert_close(settle_zeros(saliency, by), expected, 1e-8)
+    for index in range(4):
+        assert torch.equal(settle_zeros(saliency, by)[index], settle_zeros(saliency[[index]], by[[index]])[0])
 
 
 def test_relevance_example():

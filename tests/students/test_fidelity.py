@@ -31,7 +31,6 @@ def ordered(*values):
         ((1, 8, 7, 6, 5, 4, 3, 2), 0.5, 3 / 5),  # against 1, 2, 3, 4
         ((1, 8, 7, 6, 5, 4, 3, 2), 0.25, 1 / 3),  # 0, 1 against 1, 2
         ((7, 8, 1, 1, 1, 1, 1, 1), 0.1, 0.0),  # one patch each: 0 against 1
-        ((0, 0, 0, 0, 0, 0, 0, 0), 0.5, 1.0),  # ties are broken from the first patch on
         ((1, 2, 3, 4, 5, 6, 7, 8), 1.0, 1.0),
     ],
 )

@@ -40,6 +40,7 @@ from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.factory import Guide
 from vitsal.models.tokens import grid_size
+from vitsal.reduction.keep import rank_patches
 
 ROAD_PERCENT = (10, 30, 50)  # of the patches filled; a larger hole has nothing around it to be filled from
 NUM_SUBSETS = 30  # random subsets for each image's correlation,
@@ -111,8 +112,8 @@ def _call(metric: Callable, switches: PatchSwitches, category: int, saliency: np
 
 
 def _ranks(saliency: np.ndarray) -> np.ndarray:
-    """The most salient patch has the highest rank; of equal ones the first, as in `top_k_patches`. (gh, gw) -> same."""
-    order = np.argsort(-saliency, axis=None, kind="stable")
+    """The most salient patch has the highest rank, as they are kept (`rank_patches`). (gh, gw) -> the same."""
+    order = rank_patches(torch.from_numpy(saliency)[None])[0].numpy()
     return (saliency.size - 1 - order.argsort()).reshape(saliency.shape)
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitsal.reduction.keep import rank_patches
+
 
 def patch_masks(masks: np.ndarray | Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Which patches an object touches: pixel masks (B, H, W), bool -> (B, gh, gw), bool."""
@@ -18,9 +20,9 @@ def pointing_game(saliency: Tensor, masks: Tensor) -> Tensor:
     """Whether the most salient patch touches the object: (B, gh, gw) and its mask -> (B,) bool.
 
     Zhang et al. 2018, "Top-down neural attention by excitation backprop" (arXiv:1608.00507), on patches, without
-    tolerance. Of equally salient patches the first in row-major order counts.
+    tolerance. Of equally salient patches one counts, whichever place it has (`vitsal.reduction.rank_patches`).
     """
-    top = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :1]
+    top = rank_patches(saliency)[:, :1]
     return masks.flatten(1).gather(1, top)[:, 0]
 
 

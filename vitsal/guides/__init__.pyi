@@ -43,4 +43,5 @@ from .rollout import (
     last_attention as last_attention,
     propagate as propagate,
     readout_row as readout_row,
+    settle_zeros as settle_zeros,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -44,7 +45,9 @@ class ModelGuide:
 
 @dataclass(frozen=True)
 class RolloutGuide(ModelGuide):
-    """Attention rollout of `model` (`vitsal.guides.attention_rollout`).
+    """Attention rollout of `model` (`vitsal.guides.attention_rollout`), of which it ranks all patches.
+
+    A discard ratio leaves patches at exactly 0. They are ranked by the rollout without it (`settle_zeros`).
 
     Args:
         head_fusion: "mean", "max" or "min".
@@ -63,7 +66,8 @@ class RolloutGuide(ModelGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         fused = self._fused(record)
-        return rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        saliency = rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        return _settled(saliency, fused, self.model)
 
     def _fused(self, record: Attentions) -> list[Tensor]:
         return record.fused(partial(rollout.fuse_heads, head_fusion=self.head_fusion))
@@ -77,7 +81,9 @@ class FlowGuide(RolloutGuide):
     """
 
     def _saliency(self, record: Attentions) -> Tensor:
-        return attention_flow(self._fused(record), discard_ratio=self.discard_ratio, **_tokens(self.model))
+        fused = self._fused(record)
+        saliency = attention_flow(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        return _settled(saliency, fused, self.model)
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class HeadGuide(ModelGuide):
 class GradientRolloutGuide(ModelGuide):
     """Gradient rollout of `model`: each head's attention weighed by the gradient of a class logit to it.
 
+    Zeros are ranked as by `RolloutGuide`.
+
     Args:
         model: a timm ViT in eval mode, with a classifier.
         category_index: the class to explain; None explains the class that the model predicts, image by image.
@@ -144,7 +152,8 @@ class GradientRolloutGuide(ModelGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         fused = [rollout.fuse_gradient(*pair) for pair in record.with_gradients(self.category_index)]
-        return rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        saliency = rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        return _settled(saliency, fused, self.model)
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,13 @@ class GradientAttentionGuide(ModelGuide):
     def _saliency(self, record: Attentions) -> Tensor:
         fused = [rollout.fuse_positive_gradient(*pair) for pair in record.with_gradients(self.category_index)]
         return rollout.attention_relevance(fused, **_tokens(self.model))
+
+
+def _settled(saliency: Tensor, fused: Sequence[Tensor], model: nn.Module) -> Tensor:
+    """A map without zeros where the rollout of the same attention, nothing discarded, has none: (B, P) -> (B, P)."""
+    if (saliency > 0).all():
+        return saliency
+    return rollout.settle_zeros(saliency, rollout.attention_rollout(fused, **_tokens(model)))
 
 
 def _tokens(model: nn.Module) -> dict[str, int | str]:

@@ -158,6 +158,23 @@ def attention_rollout(
     return row[:, num_prefix_tokens:]
 
 
+def settle_zeros(saliency: Tensor, by: Tensor) -> Tensor:
+    """Rank the patches that are exactly zero, as a discard ratio leaves them, by another map: (B, P) twice -> (B, P).
+
+    They get values in the order of `by`, below a thousandth of the image's least positive one; the others stay. So a
+    map that names a few patches only still ranks them all, and no order of the grid is taken for an answer.
+
+    Example:
+        >>> settle_zeros(torch.tensor([[0.0, 0.8, 0.0, 0.2]]), by=torch.tensor([[0.1, 0.3, 0.4, 0.2]]))
+        tensor([[5.0000e-05, 8.0000e-01, 2.0000e-04, 2.0000e-01]])
+    """
+    zero = saliency == 0
+    least = torch.where(zero, torch.inf, saliency).amin(dim=1, keepdim=True)
+    least = torch.where(least.isinf(), 1, least)  # nothing but zeros
+    largest = torch.where(zero, by, 0).amax(dim=1, keepdim=True).clamp_min(torch.finfo(by.dtype).tiny)
+    return torch.where(zero, 1e-3 * least * by / largest, saliency)
+
+
 def last_attention(fused: Tensor, *, num_prefix_tokens: int = 1, readout: str = "class") -> Tensor:
     """What one block's readout token attends to: the last block's fused matrix (B, N, N) -> saliency (B, P), raw.
 

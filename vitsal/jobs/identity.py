@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from vitsal.errors import UserError
 
+REVISION = 2  # of guides: raised when their maps, or the order of equal patches, change; old results are not taken then
+
 
 def describe(value: Any) -> Any:
     """A guide, a model or a plain value as JSON can hold it: models by name and weights, guides by their fields.
@@ -28,7 +30,7 @@ def describe(value: Any) -> Any:
         return f"{name} {weights_fingerprint(value)}"
     if dataclasses.is_dataclass(value):
         parts = {part.name: describe(getattr(value, part.name)) for part in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **parts}
+        return {"kind": type(value).__name__, "revision": REVISION, **parts}
     return f"{type(value).__name__} {uuid4()}" if callable(value) else value
 
 

@@ -6,5 +6,5 @@ from .drop import (
     gather_tokens as gather_tokens,
     keep_patches as keep_patches,
 )
-from .keep import num_kept as num_kept, top_k_patches as top_k_patches
+from .keep import num_kept as num_kept, rank_patches as rank_patches, top_k_patches as top_k_patches
 from .surgery import eval_mode as eval_mode, replaced as replaced

@@ -19,20 +19,34 @@ def num_kept(num_patches: int, keep_ratio: float) -> int:
     return max(1, math.floor(ratio * num_patches + 0.5))
 
 
+def rank_patches(saliency: Tensor) -> Tensor:
+    """Patches of each image, most salient first: (B, gh, gw) or (B, P) -> indices (B, P).
+
+    Equally salient patches follow in an order that favours no place: a fixed shuffle of the P patches, the same for
+    every image and on every device. (In row-major order a map of many zeros would look at the image's top.)
+
+    Raises:
+        UserError: the saliency is not finite.
+    """
+    flat = saliency.flatten(1)
+    if not torch.isfinite(flat).all():
+        raise UserError("The saliency holds values that are not finite, so patches cannot be ranked by it.")
+    number = flat.shape[1]
+    shuffle = torch.randperm(number, generator=torch.Generator().manual_seed(number)).to(flat.device)
+    return shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
+
+
 def top_k_patches(saliency: Tensor, keep_ratio: float) -> Tensor:
     """Indices of the most salient patches of each image, in ascending order: (B, gh, gw) or (B, P) -> (B, K).
 
-    Of equally salient patches the first in row-major order is kept, every time and on every device.
+    Of equally salient patches it keeps the same ones every time, all over the image: see `rank_patches`.
 
     Raises:
         UserError: the keep ratio is no number in (0, 1], or the saliency is not finite.
 
     Example:
-        >>> top_k_patches(torch.tensor([[0.1, 0.4, 0.1, 0.4]]), keep_ratio=0.75)
-        tensor([[0, 1, 3]])
+        >>> top_k_patches(torch.tensor([[0.1, 0.4, 0.2, 0.3]]), keep_ratio=0.5)
+        tensor([[1, 3]])
     """
-    flat = saliency.flatten(1)
-    if not torch.isfinite(flat).all():
-        raise UserError("The saliency holds values that are not finite, so patches cannot be ranked by it.")
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    return order[:, : num_kept(flat.shape[1], keep_ratio)].sort(dim=1).values
+    order = rank_patches(saliency)
+    return order[:, : num_kept(order.shape[1], keep_ratio)].sort(dim=1).values
