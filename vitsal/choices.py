@@ -26,6 +26,7 @@ TEACHERS = ("rollout", "grad-rollout")  # guides whose maps are learnt
 HEAD_FUSIONS = ("mean", "max", "min")  # as `vitsal.guides.rollout` has them
 LOSSES = ("kl", "bce", "mse", "rank")  # as `vitsal.students.losses` has them
 ARCHITECTURES = ("convnet", "transformer")
+POSITION = "position"  # a student that sees no pixel: a baseline
 CELL = 4  # pixels of the input on each side of one cell of the grid, by default
 STUDENTS = Path("runs") / "students"
 BENCHMARKS = {
@@ -39,6 +40,7 @@ PICTURE_FORMATS = (
     *("eps", "gif", "jpg", "jpeg", "pdf", "pgf", "png", "ps", "raw", "rgba", "svg", "svgz", "tif", "tiff", "webp"),
     "avif",
 )  # as matplotlib writes them
+TABLE_FORMATS = ("csv", "parquet")
 SEGMENT = 128  # frames per part: what a kill may cost
 WIDEST = 16384  # pixels, as libx264 takes them
 

@@ -128,6 +128,9 @@ BAD = {
         "strict": ["maybe", "1", ""],
         "output": ["", NUL, f"{LONG}.csv", "photo.png/t.csv", "/proc/t.csv", "loop/t.csv", "table.txt", "new", "photos",
                    "folder.csv", "notes.csv", "photo.png"],
+        "image_size": SIZE,
+        "outcomes": ["", NUL, f"{LONG}.parquet", "photo.png/t.parquet", "/proc/t.parquet", "loop/t.parquet", "photos",
+                     "notes.csv", "photo.png"],
     },
     "train-student": {
         "teacher": MODELS,

@@ -24,9 +24,11 @@ from vitsal.course import recipes
 from vitsal.data.images import batches
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
+from vitsal.experiments.measured import read_outcomes
+from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
 from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
 from vitsal.guides.factory import picture_guide
-from vitsal.models.loading import load_model
+from vitsal.models.loading import load_model, load_sized_model
 from vitsal.models.pixels import to_pixels
 from vitsal.models.tokens import model_transform
 from vitsal.pictures.overlays import overlay
@@ -89,6 +91,26 @@ def test_explain_writes_a_picture(picture, checkpoint, tmp_path, options):
     with Image.open(output) as image:
         assert image.size == pytest.approx((2667, 1500), abs=1)
         assert np.asarray(image).std() > 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_explain_writes_the_numbers_of_the_maps(folder, checkpoint, tmp_path, kind):
+    output, pictures = tmp_path / f"maps.{kind}", folder / "3"
+    noise_image(pictures / "other.png", seed=11, size=(112, 112))
+    options = ["--model", MODEL, "--checkpoint", checkpoint, "--method", "rollout,heads"]
+    assert str(output) in succeed("explain", pictures, *options, "-o", output)
+    table = {"csv": pd.read_csv, "parquet": pd.read_parquet}[kind](output)
+    vit = load_model(MODEL, checkpoint)
+    for name in ("image.png", "other.png"):
+        image = model_transform(vit)(Image.open(pictures / name))[None]
+        for guide, head, expected in (
+            ("rollout", 0, RolloutGuide(vit, "max", 0.9)),
+            ("heads", 3, HeadGuide(vit, -1, 2)),
+        ):
+            rows = table[(table.image == name) & (table.guide == guide) & (table["head"] == head)]
+            shown = torch.from_numpy(rows.pivot_table("saliency", "row", "column").to_numpy()).float()
+            torch.testing.assert_close(shown, expected(image)[0])
+    assert len(table) == 2 * (1 + 3) * 196
 
 
 @pytest.mark.slow
@@ -244,6 +266,29 @@ def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide
     assert set(table.guide) == {guide}
     assert set(table.n) == {6}
     assert str(output) in shown
+
+
+def test_drop_curve_writes_what_is_predicted_for_each_image(folder, checkpoint, tmp_path, fail):
+    output, each = tmp_path / "table.csv", tmp_path / "new" / "outcomes.parquet"
+    drop_curve(folder, checkpoint, output, "--guide", "random,center", "--keep", "1.0,0.5", "--outcomes", each)
+    pd.testing.assert_frame_equal(summarize(read_outcomes(each), MODEL), pd.read_csv(output)[SUMMARY_COLUMNS])
+    before = output.read_bytes()
+    said = fail("drop-curve", "--data", folder, "--target", MODEL, "--outcomes", output)
+    assert "cannot be read as outcomes" in said
+    assert output.read_bytes() == before
+
+
+def test_drop_curve_on_a_smaller_image(folder, checkpoint, tmp_path):
+    """64 x 64 pixels of the model's 112 are 8 x 8 patches; the positions are interpolated."""
+    each = tmp_path / "outcomes.parquet"
+    options = ["--guide", "center", "--keep", "1.0", "--image-size", "64", "--outcomes", each]
+    drop_curve(folder, checkpoint, tmp_path / "table.csv", *options)
+    small = load_sized_model(MODEL, (64, 64), checkpoint)
+    data = open_data(str(folder), model_transform(small))
+    with torch.no_grad():
+        expected = torch.cat([small(batch.images).argmax(dim=1) for batch in batches(data, 4)])
+    assert small.patch_embed.grid_size == (8, 8)
+    assert read_outcomes(each).predictions["center", 1.0].tolist() == expected.tolist()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ REFUSALS = {
     "The image size must be": ["explain", "photo.png", "--image-size", "64x112"],
     "--seed says nothing to rollout": [*CURVE, "--seed", "3"],
     "--device says nothing to a single recipe": ["recipes", "base16", "--device", "cpu"],
-    "Unknown picture format 'docx'": ["explain", "photo.png", "-o", "out.docx"],
+    "Unknown format 'docx'": ["explain", "photo.png", "-o", "out.docx"],
     "There is no image file at gone.png.": ["explain", "gone.png"],
     "broken.png cannot be read as an image": ["explain", "broken.png"],
     "There is no checkpoint file at gone.pth.": ["explain", "photo.png", "--checkpoint", "gone.pth"],

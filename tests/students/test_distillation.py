@@ -106,6 +106,17 @@ def test_student_learns_more_than_where_digits_mostly_are(maps, undisturbed):
     assert history.iou_10.iloc[-1] > 0.5  # chance: 0.05
 
 
+@pytest.mark.slow
+def test_a_student_that_sees_nothing_learns_the_mean_map(maps, tmp_path):
+    recipe = TrainingSettings(epochs=40, learning_rate=0.05, geometry=False)
+    train(maps, tmp_path / "student", recipe, new("position"))
+    logits = load_student(tmp_path / "student")(torch.rand(3, 3, 28, 28))
+    assert torch.equal(logits[0], logits[2])
+    lessons = torch.stack([saliency.float().flatten() for _, saliency in CachedMaps(maps, "train")])
+    mean = (lessons / lessons.sum(dim=1, keepdim=True)).mean(dim=0)
+    assert (logits[0].flatten().softmax(dim=0) - mean).abs().sum() < 0.1  # of 2 that are possible
+
+
 def test_best_student_is_saved_and_history_is_what_it_does(maps, undisturbed):
     _, history, output = undisturbed
     pixels, saliency = validation(maps)

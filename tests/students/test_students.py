@@ -119,7 +119,7 @@ def test_timm_backbone_by_name(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["convnet", "transformer", "resnet18"])
+@pytest.mark.parametrize("architecture", ["convnet", "transformer", "resnet18", "position"])
 def test_batch_equals_its_single_images_and_saliency_sums_to_1(architecture):
     student = make_student(architecture, (8, 10))
     pixels = torch.rand(3, 3, *student.input_size)

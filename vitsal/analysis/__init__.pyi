@@ -11,7 +11,7 @@ from .cost import (
     student_cost as student_cost,
     time_alternating as time_alternating,
 )
-from .exploration import Exploration as Exploration, View as View
+from .exploration import Exploration as Exploration, View as View, map_table as map_table
 from .faithfulness import (
     METRICS as METRICS,
     Metric as Metric,

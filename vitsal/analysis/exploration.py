@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from vitsal.guides.attention import AttentionRecord
 from vitsal.guides.explainers import ModelGuide
@@ -73,3 +77,19 @@ class Exploration:
 
     def _top(self, logits: Tensor, count: int) -> list[Prediction]:
         return top_classes(logits[0].float().cpu(), self.names, count) if self.model.num_classes else []
+
+
+def map_table(pictures: Mapping[str, Image.Image], model: nn.Module, guides: Mapping[str, Guide]) -> pd.DataFrame:
+    """What guides say of pictures, name -> picture in RGB, in numbers: one row per picture, guide and patch.
+
+    Columns: image, guide, head (from 1; 0 where the guide gives one map), row, column, saliency (raw, float32).
+    """
+    tables = []
+    for name, picture in tqdm(pictures.items(), desc="images", mininterval=1, delay=2):
+        seen = Exploration(model, picture)
+        for guide_name, guide in guides.items():
+            maps = seen.saliency(guide).numpy()
+            head, row, column = np.indices((1, *maps.shape) if maps.ndim == 2 else maps.shape).reshape(3, -1)
+            place = {"head": head + (maps.ndim == 3), "row": row, "column": column, "saliency": maps.ravel()}
+            tables.append(pd.DataFrame({"image": name, "guide": guide_name, **place}))
+    return pd.concat(tables, ignore_index=True).astype({"head": "int16", "row": "int16", "column": "int16"})

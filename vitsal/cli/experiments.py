@@ -27,6 +27,7 @@ def drop_curve(
     discard_ratio: options.PlainDiscard = None,
     category_index: options.Category = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
+    image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     guide_checkpoint: options.Checkpoint = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
@@ -42,6 +43,9 @@ def drop_curve(
         Path | None,
         typer.Option("--output", "-o", help="Table to write or add to, *.csv; runs/drop-curve-<hash>.csv by default."),
     ] = None,
+    outcomes: Annotated[
+        Path | None, typer.Option(help="Parquet file to write, with what is predicted for each image.")
+    ] = None,
 ) -> None:
     """Accuracy of a target that sees only the patches a guide chooses, for each keep ratio.
 
@@ -55,12 +59,17 @@ def drop_curve(
     )
     options.taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
-    check_output(output or Path("runs", "table.csv"), options.data_path(data), checkpoint, guide_checkpoint, *weights)
+    size, read = options.parse_image_size(image_size), [options.data_path(data), checkpoint, guide_checkpoint, *weights]
+    check_output(output or Path("runs", "table.csv"), *read)
+    if outcomes:
+        check_output(outcomes, *read)
     options.check_checkpoints(checkpoint, guide_checkpoint)
     check_data(data, split)
     there = None if output is None else vs.experiments.read_results(output)  # what is no table is refused at once
+    if outcomes and outcomes.exists():
+        vs.experiments.read_outcomes(outcomes)  # what is something else is left as it is
     accelerator, where = vs.jobs.make_accelerator(), vs.find_device(device)
-    vit = vs.load_model(target, checkpoint, device=where)
+    vit = vs.models.load_sized_model(target, size, checkpoint, device=where)
     inner_name = target if guide_model is None else guide_model
     same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else vs.load_model(inner_name, guide_checkpoint, device=where)
@@ -69,13 +78,15 @@ def drop_curve(
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
     question = vs.experiments.Question(vit, choosers, dataset, tuple(ratios), limit)
     path = vs.experiments.table_for(question.about, target, output, there)
-    outcomes = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict, progress=True)
+    known = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict, progress=True)
     if accelerator.is_main_process:
-        table = vs.experiments.results_table(outcomes, target)
+        table = vs.experiments.results_table(known, target)
+        if outcomes:
+            vs.experiments.save_outcomes(known, outcomes)
         vs.experiments.add_results(table, path)
         columns = [*vs.experiments.SUMMARY_COLUMNS, *vs.experiments.DIFFERENCE]
         print(table[columns].to_string(index=False, float_format="{:.4f}".format))
-        for point, share in vs.experiments.student_shares(outcomes).items():
+        for point, share in vs.experiments.student_shares(known).items():
             print("{}, keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(*point, *share))
         print(path)
 

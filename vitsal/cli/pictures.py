@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import vitsal as vs
-from vitsal.choices import METHODS, PICTURE_FORMATS, PICTURED, SEGMENT, WIDEST
+from vitsal.choices import METHODS, PICTURE_FORMATS, PICTURED, SEGMENT, TABLE_FORMATS, WIDEST
 from vitsal.cli import options
 from vitsal.data.places import check_data
 from vitsal.errors import LARGEST_COUNT, check_choice, check_file, printable
@@ -40,7 +40,10 @@ def explain(
         int, typer.Option(help="Images of a folder, spread evenly over it.", min=1, max=LARGEST_COUNT)
     ] = 6,
     device: options.Device = "auto",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .svg, .pdf, ...")] = PICTURE,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Picture to write, .png, .svg, ...; or .csv, .parquet: the numbers."),
+    ] = PICTURE,
 ) -> None:
     """Draw which patches of an image matter to a ViT, and print the classes it thinks likeliest, with their indices.
 
@@ -50,7 +53,7 @@ def explain(
     if method is None:
         method = "rollout" if category_index is None else "grad-rollout"
     methods = [check_choice("method", name.strip(), PICTURED) for name in method.split(",")]
-    kind = check_choice("picture format", output.suffix.lstrip(".").lower(), PICTURE_FORMATS)
+    kind = check_choice("format", output.suffix.lstrip(".").lower(), (*PICTURE_FORMATS, *TABLE_FORMATS))
     given = options.explain_options(
         methods, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index
     )
@@ -62,6 +65,11 @@ def explain(
     pictures = vs.data.open_images(image, limit)
     vit = vs.models.load_sized_model(model, size, checkpoint, device=vs.find_device(device))
     guides = {name: vs.guides.picture_guide(name, vit, **given) for name in methods}
+    if kind in TABLE_FORMATS:
+        table = vs.analysis.map_table(pictures, vit, guides)
+        write_whole(output, partial(getattr(table, f"to_{kind}"), index=False))
+        print(output)
+        return
     samples, predictions = vs.pictures.explain_pictures(pictures, vit, guides, category_index)
     vs.pictures.set_slide_style()
     write_whole(output, partial(vs.pictures.contact_sheet(samples, printable(model)).savefig, format=kind))

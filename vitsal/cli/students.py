@@ -38,7 +38,9 @@ def train_student(
         bool | None,
         typer.Option(help="Crop and mirror images, and their maps with them; by default where there are no views."),
     ] = None,
-    architecture: Annotated[str, typer.Option(help="convnet, transformer, or a timm model.")] = "convnet",
+    architecture: Annotated[
+        str, typer.Option(help="convnet, transformer, a timm model, or position, which sees no image.")
+    ] = "convnet",
     pretrained: Annotated[bool, typer.Option(help="Start from the timm model's weights.")] = False,
     width: Annotated[
         int | None, typer.Option(help="Channels of a convnet's first stage.", min=4, max=4_096, show_default="32")

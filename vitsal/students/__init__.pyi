@@ -34,6 +34,7 @@ from .maps import (
     write_shard as write_shard,
 )
 from .networks import (
+    Blind as Blind,
     ConvNet as ConvNet,
     ResidualBlock as ResidualBlock,
     TimmNet as TimmNet,

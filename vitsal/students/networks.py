@@ -1,4 +1,4 @@
-"""Students' networks: a convnet, a transformer, or any timm model that gives feature maps."""
+"""Students' networks: a convnet, a transformer, any timm model that gives feature maps, or none, a baseline."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitsal.choices import ARCHITECTURES, CELL
+from vitsal.choices import ARCHITECTURES, CELL, POSITION
 from vitsal.errors import UserError, suggestion
 from vitsal.models.pixels import fit_grid
+
+OWN = (*ARCHITECTURES, POSITION)
 
 
 def make_network(architecture: str, grid_size: tuple[int, int], input_size: tuple[int, int], width: int) -> nn.Module:
@@ -23,6 +25,8 @@ def make_network(architecture: str, grid_size: tuple[int, int], input_size: tupl
         return ConvNet(grid_size, width)
     if architecture == "transformer":
         return Transformer(grid_size, input_size, width)
+    if architecture == POSITION:
+        return Blind(grid_size)
     return TimmNet(architecture, grid_size, input_size)
 
 
@@ -94,6 +98,18 @@ class Transformer(nn.Module):
         return self.head(self.tokens(images))[..., 0].unflatten(1, self.grid_size)
 
 
+class Blind(nn.Module):
+    """Sees nothing: all that is left of its student is where objects mostly are, a baseline for those that look."""
+
+    def __init__(self, grid_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> zeros (B, gh, gw)."""
+        return images.new_zeros(len(images), *self.grid_size)
+
+
 class TimmNet(nn.Module):
     """Any timm model that gives feature maps: each is projected and laid on the grid, and their sum read out."""
 
@@ -137,9 +153,9 @@ def make_backbone(name: str, input_size: tuple[int, int], pretrained: bool = Fal
 
 
 def check_known(name: str) -> None:
-    """Raise UserError if timm has no model of this name."""
-    if not timm.is_model(name):
+    """Raise UserError if neither we nor timm have an architecture of this name."""
+    if name not in OWN and not timm.is_model(name):
         raise UserError(
-            f"Unknown architecture {name!r}.{suggestion(name, [*ARCHITECTURES, *timm.list_models()])} "
-            f"Known: {', '.join(ARCHITECTURES)}, and the names of timm's models."
+            f"Unknown architecture {name!r}.{suggestion(name, [*OWN, *timm.list_models()])} "
+            f"Known: {', '.join(OWN)}, and the names of timm's models."
         )

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from torch import Tensor, nn
 
-from vitsal.choices import ARCHITECTURES, CELL
+from vitsal.choices import CELL
 from vitsal.errors import UserError
 from vitsal.jobs.files import locked, read_json
 from vitsal.jobs.identity import tensors_checksum, weights_fingerprint
-from vitsal.students.networks import check_known, make_backbone, make_network
+from vitsal.students.networks import OWN, check_known, make_backbone, make_network
 
 LARGEST = {"grid_size": 256, "input_size": 1024, "width": 1024}  # what a config.json may ask memory for
 WEIGHTS = "model.safetensors"
@@ -44,7 +44,8 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
     below), `push_to_hub` and `from_pretrained`; `load_student` reads it from a folder or a hub name.
 
     Args:
-        architecture: "convnet", "transformer", or the name of a timm model that gives feature maps.
+        architecture: "convnet", "transformer", the name of a timm model that gives feature maps, or "position", which
+            learns where objects mostly are and looks at no image.
         grid_size: (gh, gw), the teacher's patch grid.
         input_size: (h, w) of the images it takes; None is 4 pixels for each cell, 56 x 56 for a 14 x 14 grid.
         width: channels of the convnet's first stage, and half the transformer's; a timm model has its own.
@@ -166,7 +167,7 @@ def new_student(
     options = {"input_size": [CELL * cells for cells in grid_size], **options}  # so that its config says it
     if not pretrained:
         return Student(architecture, grid_size, **options)
-    if architecture in ARCHITECTURES:
+    if architecture in OWN:
         raise UserError(f"A {architecture} student has no pretrained weights; name a timm model instead.")
     check_known(architecture)
     scale = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(architecture).to_dict())
