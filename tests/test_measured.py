@@ -1,0 +1,84 @@
+"""The README's tables are what `data/measured` holds: each row is computed here from the outcomes of single images.
+
+`python tests/test_measured.py` prints them.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vitsal.experiments.measured import read_outcomes
+from vitsal.experiments.outcomes import Outcomes, paired_difference, recovered_share, summarize
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "data" / "measured"
+README = (ROOT / "README.md").read_text()
+RATIOS = (0.7, 0.5, 0.4, 0.3, 0.2)
+SHARE_AT = 0.3
+DATA = {"nips2017": 500, "imagenet-sample": 500, "imagenette": 1_000}
+NAMES = {
+    "random": "random",
+    "center": "center",
+    "student position": "position alone, learnt",
+    "last-attention": "own last attention",
+    "rollout": "own rollout",
+    "grad-rollout": "own gradient rollout",
+    "student convnet": "convnet, taught rollout",
+    "student transformer": "transformer, taught rollout",
+    "student convnet-grad": "convnet, taught gradient rollout",
+}
+AGAINST_CENTER = ("student position", "student convnet", "student transformer", "student convnet-grad", "rollout")
+
+
+def outcomes_of(data: str, size: str = "") -> Outcomes:
+    return read_outcomes(MEASURED / f"deit_tiny-{data}{size}.parquet")
+
+
+def accuracy_rows(outcomes: Outcomes) -> list[str]:
+    """Top-1 in % with its Wilson interval, and the share of the gap from random to rollout."""
+    cells = summarize(outcomes, "").set_index(["guide", "keep_ratio"])
+    rows = []
+    for guide, name in NAMES.items():
+        shown = [cells.loc[guide, ratio] for ratio in RATIOS]
+        values = [f"{100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in shown]
+        share = recovered_share(outcomes, guide, SHARE_AT, chance="random", ideal="rollout")
+        said = {"random": "0", "rollout": "1"}.get(guide, "{:.2f} [{:.2f}, {:.2f}]".format(*share))
+        rows.append(f"| {' | '.join([name, *values, said])} |")
+    return rows
+
+
+def difference_rows(outcomes: Outcomes) -> list[str]:
+    """Top-1 minus the center's, in points, with the paired interval."""
+    rows = []
+    for guide in AGAINST_CENTER:
+        found = [paired_difference(outcomes, guide, "center", ratio) for ratio in RATIOS]
+        values = ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in part)) for part in found]
+        rows.append(f"| {' | '.join([NAMES[guide], *values])} |")
+    return rows
+
+
+def whole_line(outcomes: Outcomes) -> str:
+    row = summarize(outcomes, "").query("keep_ratio == 1").iloc[0]
+    return f"Nothing dropped: {100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_tables_are_what_was_measured(data):
+    outcomes = outcomes_of(data)
+    assert len(outcomes.names) == DATA[data]
+    for line in [*accuracy_rows(outcomes), *difference_rows(outcomes), whole_line(outcomes)]:
+        assert line in README
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_they_say_what_they_are_about_and_nothing_of_where(data):
+    about = outcomes_of(data).about
+    assert about["target_id"].startswith("deit_tiny_patch16_224 ")
+    assert not re.search(r"(^|[\"' ])/", str(about))  # no path of anybody's machine
+
+
+if __name__ == "__main__":
+    for data in DATA:
+        outcomes = outcomes_of(data)
+        print(f"\n{data}\n", *accuracy_rows(outcomes), whole_line(outcomes), *difference_rows(outcomes), sep="\n")
