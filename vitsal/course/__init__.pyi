@@ -1,4 +1,5 @@
 from .cast import load_targets as load_targets, make_guides as make_guides, outline_of as outline_of
+from .measured import MEASURED as MEASURED, measured_file as measured_file
 from .notebooks import (
     find_notebooks as find_notebooks,
     read_headlines as read_headlines,
