@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, sem, t as student_t
 
 REPEATS = 2_000  # resamples
-Interval = tuple[float, float, float]  # a value, and the ends of its interval
+
+
+class Interval(NamedTuple):
+    """A value, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -41,4 +49,4 @@ def bootstrap(hits: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], 
     draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=REPEATS)
     values = statistic(*(np.vstack([counts, draws]) @ patterns / counts.sum()).T)
     low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")  # of infinities there is no mean
-    return float(values[0]), float(low), float(high)
+    return Interval(float(values[0]), float(low), float(high))
