@@ -19,7 +19,12 @@ from .faithfulness import (
     score_guides as score_guides,
     score_table as score_table,
 )
-from .intervals import bootstrap as bootstrap, mean_interval as mean_interval, wilson_interval as wilson_interval
+from .intervals import (
+    Interval as Interval,
+    bootstrap as bootstrap,
+    mean_interval as mean_interval,
+    wilson_interval as wilson_interval,
+)
 from .localization import mask_energy as mask_energy, patch_masks as patch_masks, pointing_game as pointing_game
 from .occlusion import (
     PatchSwitches as PatchSwitches,
