@@ -11,11 +11,11 @@ from .charts import (
     share_legend as share_legend,
     use_slide_style as use_slide_style,
 )
+from .drawings import draw_rollout as draw_rollout, draw_short_way as draw_short_way
 from .explorer import Explorer as Explorer, load_named as load_named
 from .explorer_figure import (
     download_links as download_links,
     draw_exploration as draw_exploration,
-    figure_bytes as figure_bytes,
 )
 from .overlays import (
     HEAT_MAP as HEAT_MAP,
@@ -25,6 +25,7 @@ from .overlays import (
     tile_pictures as tile_pictures,
 )
 from .sheets import (
+    add_colour_bar as add_colour_bar,
     contact_sheet as contact_sheet,
     draw_sample as draw_sample,
     explain_pictures as explain_pictures,
@@ -39,6 +40,7 @@ from .style import (
     MARKERS as MARKERS,
     SLIDE as SLIDE,
     curve_style as curve_style,
+    figure_bytes as figure_bytes,
     save_figure as save_figure,
     set_slide_style as set_slide_style,
     shorten as shorten,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -42,8 +43,17 @@ def save_figure(figure: plt.Figure, folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
-        figure.savefig(folder / f"{name}.{kind}", metadata={"Date": None} if kind == "svg" else None)
+        (folder / f"{name}.{kind}").write_bytes(figure_bytes(figure, kind))
     return folder / f"{name}.png"
+
+
+def figure_bytes(figure: plt.Figure, kind: str, dpi: float = 200) -> bytes:
+    """A figure as the content of a file: "png", "svg" or "jpeg"; at any time the same of the same figure."""
+    buffer = BytesIO()
+    # after saving, matplotlib gives a figure laid out by hand the default layout, and at the next saving warns of it
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
 
 def shorten(name: str, most: int) -> str:

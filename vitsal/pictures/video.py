@@ -31,7 +31,7 @@ def draw_on_video(
     output: str | Path,
     columns: Mapping[str, Column],
     *,
-    strength: float = 0.6,
+    strength: float = 0.7,
     width: int | None = None,
     names: bool = True,
     batch_size: int = 8,

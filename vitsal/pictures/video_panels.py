@@ -54,7 +54,7 @@ def draw_frames(
     columns: Mapping[str, Column],
     size: tuple[int, int] | None = None,
     *,
-    strength: float = 0.6,
+    strength: float = 0.7,
     names: bool = True,
 ) -> np.ndarray:
     """Draw a few frames with their maps, one panel beside the other: (H, W, 3) each, uint8 -> (B, h, panels * w, 3).
@@ -63,7 +63,7 @@ def draw_frames(
         frames: pictures of one size.
         columns: name -> column, from left to right. Each map is scaled by its own minimum and maximum, frame by frame.
         size: (h, w) of a panel, in pixels; the frame's own by default. Guides see the frames at their own size.
-        strength: weight of the heat map against the frame, in [0, 1].
+        strength: opacity of the most salient patch, in [0, 1]; see `overlay`.
         names: write a column's name into the corner of its panel.
     """
     size = size or frames[0].shape[:2]
