@@ -4,6 +4,7 @@ from .charts import (
     plot_accuracy_against_throughput as plot_accuracy_against_throughput,
     plot_attention_distances as plot_attention_distances,
     plot_drop_curves as plot_drop_curves,
+    plot_intervals as plot_intervals,
     plot_learning_curves as plot_learning_curves,
     plot_probes as plot_probes,
     plot_published as plot_published,
@@ -19,14 +20,21 @@ from .explorer_figure import (
 )
 from .overlays import (
     HEAT_MAP as HEAT_MAP,
+    Column as Column,
+    draw_frames as draw_frames,
     hide_dropped as hide_dropped,
     overlay as overlay,
+    resized as resized,
     scale_map as scale_map,
     tile_pictures as tile_pictures,
+    whole_frame_transform as whole_frame_transform,
 )
 from .sheets import (
     add_colour_bar as add_colour_bar,
+    columns_that_fill as columns_that_fill,
     contact_sheet as contact_sheet,
+    draw_filters as draw_filters,
+    draw_positions as draw_positions,
     draw_sample as draw_sample,
     explain_pictures as explain_pictures,
     fit_text as fit_text,
@@ -60,10 +68,4 @@ from .video_files import (
     to_array as to_array,
     write_film as write_film,
     write_gif as write_gif,
-)
-from .video_panels import (
-    Column as Column,
-    draw_frames as draw_frames,
-    resized as resized,
-    whole_frame_transform as whole_frame_transform,
 )

@@ -31,7 +31,7 @@ from vitsal.students.student import Student
 
 SIDE, PITCH, TOP = 2.1, 2.65, 2.1  # inches: of a panel, from one panel to the next, above the panels
 LEFTS = [(SLIDE[0] - 4 * PITCH - SIDE) / 2 + number * PITCH for number in range(5)]
-TITLE, HEADING, CAPTION = 28, 20, 16  # points
+TITLE, HEADING, CAPTION = 24, 20, 16  # points
 
 
 def draw_rollout(
@@ -63,16 +63,20 @@ def draw_rollout(
     pixels, blocks = to_pixels(image, model)[0], len(model.blocks)
     heads, reader = record.attentions[block].shape[1], "class token" if tokens["readout"] == "class" else "mean patch"
     prefix = f"{model.num_prefix_tokens} prefix token{'s' * (model.num_prefix_tokens != 1)}"
+    discarded = f"; lowest\n{100 * discard_ratio:.0f} % set to 0" if discard_ratio else ""
     captions = {
         "patches": f"{' × '.join(map(str, rollout.shape))} patches:\n{rollout.numel()} tokens and\n{prefix}",
         "one head": f"what the {reader}\nreads from each:\nblock {block % blocks + 1}, head {head % heads + 1}",
         "heads fused": f"the {head_fusion} over\nthe block's\n{heads} heads",
-        "blocks multiplied": f"{blocks} blocks, each with\nits residual; lowest\n{100 * discard_ratio:.0f} % set to 0",
+        "blocks multiplied": f"{blocks} blocks, each with\nits residual{discarded}",
         "rollout": f"what the {reader}\nhas of each patch\nin the end",
     }
     pictures = [_cut(pixels, rollout.shape), _heat(one_head), _heat(fused), None, overlay(pixels, rollout)]
     figure, canvas = _draw_row(f"From a token to a map: {model.pretrained_cfg['architecture']}", pictures, captions)
-    _draw_stack(canvas, LEFTS[3], [discard_lowest(fuse(each), discard_ratio)[0] for each in record.attentions])
+    kept = [
+        discard_lowest(fuse(attention), discard_ratio, model.num_prefix_tokens > 0) for attention in record.attentions
+    ]
+    _draw_stack(canvas, LEFTS[3], [matrices[0] for matrices in kept])
     _draw_scale(canvas)
     return figure
 
@@ -125,12 +129,13 @@ def _draw_row(title: str, pictures: Sequence[np.ndarray | None], captions: Mappi
     """Pictures in a row with arrows between them, headings above and captions below, which are heading -> caption."""
     figure = plt.figure(figsize=SLIDE, layout="none")
     canvas = add_canvas(figure)
-    canvas.text(SLIDE[0] / 2, 1, title, ha="center", fontsize=TITLE)
+    canvas.text(SLIDE[0] / 2, 1, title, ha="center", fontsize=TITLE, parse_math=False)
     for left, picture, (heading, caption) in zip(LEFTS, pictures, captions.items(), strict=True):
         if picture is not None:
             place_picture(canvas, (left, TOP, SIDE), picture)
         canvas.text(left + SIDE / 2, TOP - 0.15, heading, ha="center", fontsize=HEADING, weight="bold")
-        canvas.text(left + SIDE / 2, TOP + SIDE + 0.15, caption, ha="center", va="top", fontsize=CAPTION)
+        below = {"ha": "center", "va": "top", "fontsize": CAPTION, "parse_math": False}  # a class may hold dollar signs
+        canvas.text(left + SIDE / 2, TOP + SIDE + 0.15, caption, **below)
     for left, after in pairwise(LEFTS):
         ends = {"xy": (after - 0.06, TOP + SIDE / 2), "xytext": (left + SIDE + 0.06, TOP + SIDE / 2)}
         canvas.annotate("", **ends, arrowprops={"arrowstyle": "-|>", "lw": 3, "mutation_scale": 25, "color": "black"})

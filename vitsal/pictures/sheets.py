@@ -9,16 +9,17 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vitsal.analysis.exploration import Exploration
 from vitsal.guides.factory import Guide
 from vitsal.models.classes import Prediction
-from vitsal.pictures.overlays import overlay
+from vitsal.pictures.overlays import overlay, tile_pictures
 from vitsal.pictures.style import SLIDE, shorten
 
 TITLE = 0.5  # inches left for a title of the whole sheet
@@ -190,3 +191,44 @@ def add_colour_bar(figure: plt.Figure) -> None:
         place, between = {"location": "right", "shrink": 0.6}, "\n"
     bar = figure.colorbar(ScalarMappable(cmap=ListedColormap(ramp)), ax=figure.axes, **place)
     bar.set_ticks([0, 1], labels=[f"{end} salient{between}patch of{between}each map" for end in ("least", "most")])
+
+
+def draw_filters(filters: Mapping[str, Tensor]) -> plt.Figure:
+    """Draw models' filters side by side, name -> (n, h, w, 3), in as many columns as fill a slide."""
+    room = SLIDE[0] / len(filters), SLIDE[1] - TITLE
+    sheets = {name: tile_pictures(tiles, columns_that_fill(len(tiles), *room)) for name, tiles in filters.items()}
+    return _draw_sheets(sheets)
+
+
+def draw_positions(similarities: Mapping[str, Tensor]) -> plt.Figure:
+    """Draw how alike models' position embeddings are, side by side, name -> (gh, gw, gh, gw), with a colour bar.
+
+    Similarities are as `vitsal.analysis.position_similarity` returns them. Of the patches a few are shown, spread
+    evenly and as many as fill a slide: of each, in its place, the map of its similarity to all patches.
+    """
+    lowest = min(similarity.min().item() for similarity in similarities.values())
+    sheets = {}
+    for name, similarity in similarities.items():
+        height, width = similarity.shape[:2]
+        down = min(height, 6)
+        across = min(width, max(1, round(down * SLIDE[0] / len(similarities) / SLIDE[1])))
+        rows, columns = (torch.linspace(0, *ends).round().long() for ends in ((height - 1, down), (width - 1, across)))
+        sheets[name] = tile_pictures(similarity[rows][:, columns].flatten(0, 1), across, gap=2)
+    figure = _draw_sheets(sheets, vmin=lowest, vmax=1)
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, label="cosine similarity", shrink=0.8)
+    return figure
+
+
+def _draw_sheets(sheets: Mapping[str, np.ndarray], **scale: float) -> plt.Figure:
+    """Sheets of tiles side by side, a name above each."""
+    figure, axes = plt.subplots(1, len(sheets), squeeze=False, layout="compressed", gridspec_kw={"wspace": 0.08})
+    for axis, sheet in zip(axes[0], sheets.values(), strict=True):
+        axis.imshow(sheet, cmap="viridis", **scale)
+        axis.axis("off")
+    write_titles(axes[0], sheets, 0.9 * SLIDE[0] / len(sheets))
+    return figure
+
+
+def columns_that_fill(count: int, width: float, height: float) -> int:
+    """In how many columns `count` square tiles are largest in so much room."""
+    return max(range(1, count + 1), key=lambda columns: min(width / columns, height / -(-count // columns)))

@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 from vitsal.errors import printable
 
 SLIDE = (13.333, 7.5)  # inches, 16:9
-# Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe & Ito's palette and a grey, told apart with any colour vision; markers tell the curves apart in grey too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
 def set_slide_style() -> None:
@@ -32,6 +32,8 @@ def set_slide_style() -> None:
             "lines.markersize": 9,
             "legend.frameon": False,
             "legend.fontsize": 17,
+            "legend.title_fontsize": 17,
+            "legend.handlelength": 2.5,  # dashes show
             "svg.fonttype": "none",
             "savefig.dpi": 200,
         }
