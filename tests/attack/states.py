@@ -27,7 +27,7 @@ from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
 from vitsal.pictures import video, video_files
-from vitsal.pictures.video_panels import Column
+from vitsal.pictures.overlays import Column
 from vitsal.students.distillation import distill
 from vitsal.students.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.students.student import load_student, new_student, save_student

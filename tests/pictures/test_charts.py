@@ -15,6 +15,7 @@ from vitsal.pictures.charts import (
     plot_accuracy_against_throughput,
     plot_attention_distances,
     plot_drop_curves,
+    plot_intervals,
     plot_learning_curves,
     plot_published,
     plot_speedups,
@@ -22,7 +23,15 @@ from vitsal.pictures.charts import (
     use_slide_style,
 )
 from vitsal.pictures.overlays import hide_dropped, overlay, scale_map, tile_pictures
-from vitsal.pictures.sheets import contact_sheet, fit_text, show_pictures
+from vitsal.pictures.sheets import (
+    add_colour_bar,
+    columns_that_fill,
+    contact_sheet,
+    draw_filters,
+    draw_positions,
+    fit_text,
+    show_pictures,
+)
 from vitsal.pictures.style import COLOURS, SLIDE, save_figure, shorten
 
 
@@ -69,18 +78,32 @@ def test_scale_map_by_hand():
     assert (scale_map(torch.full((2, 2), 7.0)) == 0).all()  # a flat map has no highest point
 
 
-def test_overlay():
-    """In [0, 1] everywhere; strength 0 is the image; brightest where the saliency is highest."""
-    grey, saliency = np.full((32, 32, 3), 0.5), torch.zeros(4, 4)
-    saliency[1, 2] = 5
-    picture = overlay(grey, saliency)
-    assert picture.shape == (32, 32, 3)
-    assert picture.min() >= 0
-    assert picture.max() <= 1
-    row, column = np.unravel_index(picture.sum(axis=2).argmax(), (32, 32))
-    assert (row // 8, column // 8) == (1, 2)
-    assert np.allclose(overlay(grey, saliency, strength=0), grey)
-    assert np.allclose(overlay(grey, 100 * saliency + 3), picture, atol=1e-6)  # scaled by its own range
+def test_overlay_by_hand():
+    """A 4 x 4 grid over 32 x 32 pixels: grey where nothing matters, opaque where all does, lines between patches."""
+    red, saliency = np.zeros((32, 32, 3), dtype=np.float32), torch.zeros(4, 4)
+    red[..., 0] = 1
+    saliency[1, 2], saliency[3, 3] = 8, 4
+    picture = overlay(red, saliency, strength=0.6)
+    grey = 0.85 * 0.299 + 0.15  # its luma, a little lighter
+    heat = np.array(plt.get_cmap("plasma")([0.5, 1.0]))[:, :3]
+    assert np.allclose(picture[1:8, 1:8], grey)
+    assert np.allclose(picture[9:16, 17:24], 0.4 * grey + 0.6 * heat[1], atol=1e-6)
+    assert np.allclose(picture[25:, 25:], 0.7 * grey + 0.3 * heat[0], atol=1e-6)
+    assert np.allclose(picture[24, 1:8], 0.88 * grey)  # a line above this patch, and none at the picture's border
+    assert np.allclose(picture[1:8, 16], 0.88 * grey)
+    assert np.allclose(picture[0, 1:8], grey)
+    assert np.allclose(overlay(red, 100 * saliency + 3, 0.6), picture, atol=1e-6)  # scaled by its own range
+
+
+def test_overlay_in_whole_numbers():
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    saliency = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    drawn = overlay(pixels, saliency)
+    assert drawn.dtype == np.uint8
+    assert np.abs(drawn - 255 * overlay(pixels / 255, saliency)).max() <= 0.51
+    without = overlay(pixels, saliency, strength=0)
+    assert (without == without[..., :1]).all()
+    assert np.corrcoef(without[..., 0].flatten(), (pixels @ [0.299, 0.587, 0.114]).flatten())[0, 1] > 0.98
 
 
 def test_hide_dropped_exact_pixels():
@@ -117,6 +140,39 @@ def test_pictures_fill_the_sheet(rows, columns, shape):
     assert places[0].width * width / (places[0].height * height) == pytest.approx(shape[1] / shape[0], rel=0.01)
 
 
+def test_names_of_rows_lie_flat_where_there_is_room():
+    name = "true 3\nwithout dropping 3 (93 %)\nafter dropping 8 (5 %)"
+    figure = show_pictures([[np.zeros((8, 8, 3))] * 3] * 3, ["a", "b", "c"], [name] * 3)
+    figure.draw_without_rendering()
+    labels = [axis.yaxis.label for axis in figure.axes[::3]]
+    assert [label.get_text() for label in labels] == 3 * [name.replace(" %", "\u00a0%")]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(box.width > box.height > 0 for box in boxes)
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 < figure.axes[0].bbox.x0 for box in boxes)
+    upright = show_pictures([[np.zeros((8, 8, 3))] * 6] * 2, list("abcdef"), [name] * 2).axes[0].yaxis.label
+    assert upright.get_rotation() == 90
+
+
+@pytest.mark.parametrize(("rows", "columns", "side"), [(3, 3, "right"), (1, 4, "bottom"), (3, 6, "bottom")])
+def test_colour_bar_says_what_overlays_show(rows, columns, side):
+    """Its ends are an overlay's least and most salient patch, over grey; it covers no picture."""
+    figure = show_pictures([[np.zeros((8, 8, 3))] * columns] * rows, ["title"] * columns)
+    add_colour_bar(figure)
+    figure.draw_without_rendering()
+    *pictures, bar = figure.axes
+    ramp = bar.collections[-1].cmap(np.array([0.0, 1.0]))[:, :3] if bar.collections else bar.images[-1].cmap([0.0, 1.0])
+    expected = overlay(np.full((8, 8, 3), 0.5, dtype=np.float32), np.array([[0.0, 1.0]]))[0, [0, -1]]
+    assert np.allclose(ramp, expected, atol=1e-3)
+    shown = bar.get_yticklabels() if side == "right" else bar.get_xticklabels()
+    texts = [text.get_text().replace("\n", " ") for text in shown]
+    assert texts == ["least salient patch of each map", "most salient patch of each map"]
+    assert not shown[0].get_window_extent().overlaps(shown[1].get_window_extent())
+    assert not any(bar.get_tightbbox().overlaps(picture.bbox) for picture in pictures)
+    assert all(
+        figure.bbox.x0 <= text.get_window_extent().x0 <= text.get_window_extent().x1 <= figure.bbox.x1 for text in shown
+    )
+
+
 def test_text_that_fits_by_hand():
     """16 letters in sizes of 0.6: 2 inches take 144 / 9.6 = 15 points; 8 inches take 20, and 576 / 12 = 48 letters."""
     assert fit_text("vit_base_patch16_224.dino", 2) == ("vit base patch16\n224.dino", 15)
@@ -124,10 +180,14 @@ def test_text_that_fits_by_hand():
     assert fit_text("my_cat.old\ngiant panda (89 %)", 2) == ("my_cat.old\ngiant panda\n(89\u00a0%)", 15)
 
 
+def is_bar(axis):
+    return axis.get_label() == "<colorbar>"
+
+
 def sheet(figure):
     """Headings in the places where they stand; None where there is no picture."""
-    columns = figure.axes[0].get_gridspec().ncols
-    cells = [axis.get_title() if axis.images else None for axis in figure.axes]
+    columns, axes = figure.axes[0].get_gridspec().ncols, [axis for axis in figure.axes if not is_bar(axis)]
+    cells = [axis.get_title() if axis.images else None for axis in axes]
     return [cells[first : first + columns] for first in range(0, len(cells), columns)]
 
 
@@ -142,7 +202,7 @@ def test_maps_lie_beside_their_picture():
         [None, "5", "6", "7", "8"],
         [None, "9", "10", "11", "12"],
     ]
-    shown = [axis.images[0].get_array().max() for axis in figure.axes if axis.images]
+    shown = [axis.images[0].get_array().max() for axis in figure.axes if axis.images and not is_bar(axis)]
     assert shown == [0] + 12 * [1]
     assert figure.get_size_inches() == pytest.approx(SLIDE)
 
@@ -189,6 +249,7 @@ def test_drop_curves_draw_the_table():
     assert random.get_color() != rollout.get_color()
     band = axis.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((30, 95))
+    assert axis.get_legend().get_title().get_text() == "target: t\nn = 10"
 
 
 def test_shorten():
@@ -232,7 +293,7 @@ def test_speedups_draw_the_costs(costs):
     band = axis.collections[0].get_paths()[0].vertices
     assert {tuple(point) for point in band.round(6)} == {(75, 2.5), (75, 3.2), (30, 1.3), (30, 1.6)}
     shown = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert shown == ["student", "rollout", "limit by operations"]
+    assert shown == ["student", "rollout", "limit by operations", "untouched target"]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("patches dropped (%)", "speed-up (times)")
 
 
@@ -272,6 +333,32 @@ def test_accuracy_against_throughput(costs):
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("throughput (images/s)", "top-1 accuracy (%)")
 
 
+def test_drops_are_written_at_the_best_curve():
+    """Which most seldom loses in both; the slow guide loses to the untouched target. No label touches another."""
+    rows, costs = [], [["none", 1.0, 100]]
+    for guide, points in {
+        "slow": {1.0: (0.95, 0), 0.7: (0.94, 50), 0.6: (0.93, 55), 0.5: (0.92, 60), 0.2: (0.91, 65), 0.1: (0.9, 70)},
+        "centre": {0.5: (0.6, 300), 0.2: (0.4, 590)},
+        "student": {0.7: (0.85, 110), 0.6: (0.845, 112), 0.5: (0.84, 250), 0.2: (0.7, 400)},
+        "worse": {0.5: (0.8, 200), 0.2: (0.6, 350)},
+    }.items():
+        rows += [["t", guide, ratio, 10, 5, top1, top1 - 0.1, top1 + 0.1] for ratio, (top1, _) in points.items()]
+        costs += [[guide, ratio, speed] for ratio, (_, speed) in points.items() if speed]
+    table = pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    costs = pd.DataFrame(costs, columns=["guide", "keep_ratio", "images_per_s"])
+    styles = {"slow": 0, "centre": 1, "student": 2, "worse": 3}
+    _, axis = plt.subplots()
+    plot_accuracy_against_throughput(axis, table, costs, styles)
+    assert [text.get_text() for text in axis.texts] == ["30 %", "50 %", "80 %"]
+    assert {text.get_color() for text in axis.texts} == {COLOURS[2]}
+    drawn = {container.get_label(): container[0].get_xydata() for container in axis.containers}
+    assert np.allclose(drawn["centre"], [(300, 60), (590, 40)])
+    assert axis.get_legend() is not None
+    _, axis = plt.subplots()
+    plot_accuracy_against_throughput(axis, table, costs, styles, legend=False)
+    assert axis.get_legend() is None
+
+
 def test_two_costs_of_one_point_are_refused(costs):
     """Of two batch sizes, say: the curve would go back and forth."""
     table = pd.DataFrame([["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8]], columns=SUMMARY_COLUMNS)
@@ -284,11 +371,32 @@ def test_learning_curves():
     history = pd.DataFrame({"epoch": [1, 2], "kl": [0.5, 0.3], "loss": [0.6, 0.4]})
     _, axis = plt.subplots()
     plot_learning_curves(axis, {"one": history, "two": history + 1})
-    held_out, training, other, _ = axis.get_lines()
+    held_out, training, other, *_ = axis.get_lines()
     assert np.allclose(held_out.get_xydata(), [(1, 0.5), (2, 0.3)])
     assert np.allclose(training.get_xydata(), [(1, 0.6), (2, 0.4)])
     assert held_out.get_color() == training.get_color() != other.get_color()
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one", "two"]
+    legend = axis.get_legend()
+    lines = [line.get_linestyle() for line in legend.get_lines()]
+    shown = dict(zip([text.get_text() for text in legend.get_texts()], lines, strict=True))
+    assert shown == {"one": "-", "two": "-", "held-out images": "-", "training": ":"}
+    assert training.get_linestyle() == ":"
+    assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def test_intervals_as_dots():
+    """The first on top, with both ends of its interval; the axis ends near the values, not at 0."""
+    table = pd.DataFrame({"share": [0.98, 0.9], "low": [0.94, 0.87], "high": [1.0, 0.95]}, index=["one", "two"])
+    _, axis = plt.subplots()
+    plot_intervals(axis, table, {"two": 3})
+    drawn = [(line.get_xydata().tolist(), bars.get_segments()) for line, _, (bars,) in axis.containers]
+    assert drawn[0][0] == [[0.98, 0]]
+    assert np.allclose(drawn[0][1], [[(0.94, 0), (1.0, 0)]])
+    assert drawn[1][0] == [[0.9, 1]]
+    assert np.allclose(drawn[1][1], [[(0.87, 1), (0.95, 1)]])
+    assert axis.containers[1][0].get_color() == COLOURS[3]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["one", "two"]
+    assert axis.yaxis_inverted()
+    assert 0.8 < axis.get_xlim()[0] < 0.87
 
 
 def test_tiles_by_hand():
@@ -302,6 +410,40 @@ def test_tiles_by_hand():
     assert np.array_equal(sheet[4:, 5:], colours[3].numpy())
 
 
+def test_columns_that_fill_by_hand():
+    """28 squares in 4.4 x 7 inches: 4 columns of 7 rows leave 1 inch for each, 5 columns 0.88."""
+    assert columns_that_fill(28, 4.4, 7.0) == 4
+    assert columns_that_fill(28, 13.3, 7.0) == 7  # 4 rows of 1.75 inches; 8 columns: 1.66
+    assert columns_that_fill(3, 10.0, 1.0) == 3
+
+
+def test_filters_fill_the_slide():
+    filters = torch.rand(28, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    figure = draw_filters({name: filters for name in ("a", "b", "c")})
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c"]
+    drawn = figure.axes[1].images[0].get_array()
+    assert drawn.shape == (7 * 9 - 1, 4 * 9 - 1, 3)
+    assert np.allclose(drawn[9:17, 18:26], filters[4 + 2])
+    figure.draw_without_rendering()
+    places = [axis.get_position() for axis in figure.axes]
+    assert places[0].height > 0.85
+    assert places[-1].x1 - places[0].x0 > 0.85
+
+
+def test_positions_in_their_places():
+    """Of three models' 14 x 14 patches, 6 x 4 that reach from edge to edge; one scale for all."""
+    similarity = torch.rand(14, 14, 14, 14, generator=torch.Generator().manual_seed(0))
+    figure = draw_positions({"a": similarity, "b": similarity - 1, "c": similarity})
+    first = figure.axes[0].images[0]
+    sheet = first.get_array()
+    assert sheet.shape == (6 * 16 - 2, 4 * 16 - 2)
+    assert np.allclose(sheet[:14, :14], similarity[0, 0])
+    assert np.allclose(sheet[-14:, -14:], similarity[13, 13])
+    assert np.allclose(sheet[16:30, 16:30], similarity[3, 4])  # rows 0, 3, 5, 8, ...; columns 0, 4, 9, 13
+    assert first.get_clim() == (pytest.approx(similarity.min().item() - 1), 1)
+    assert figure.axes[-1].get_ylabel() == "cosine similarity"
+
+
 def test_attention_distances_of_each_head():
     figure, axis = plt.subplots()
     plot_attention_distances(axis, torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]), uniform=55)
@@ -311,7 +453,7 @@ def test_attention_distances_of_each_head():
     assert set(line.get_ydata()) == {55}
     assert line.get_linestyle() == "--"
     assert list(axis.get_xticks()) == [1, 2, 3]
-    assert axis.get_ylim() == pytest.approx((0, 1.08 * 60))
+    assert axis.get_ylim() == pytest.approx((10 - 0.08 * 50, 60 + 0.08 * 50))  # no room is left for what is not there
     share_legend(figure, axis)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one head", "uniform attention"]
 
@@ -321,7 +463,7 @@ def test_attention_distances_side_by_side():
     figure, axes = plt.subplots(2, 2, sharey="row")
     plot_attention_distances(axes[0, 0], torch.tensor([[200.0]]), uniform=100)
     plot_attention_distances(axes[0, 1], torch.tensor([[30.0]]), uniform=50)
-    assert [axis.get_ylim() for axis in axes[0]] == 2 * [pytest.approx((0, 216))]
+    assert [axis.get_ylim() for axis in axes[0]] == 2 * [pytest.approx((30 - 0.08 * 170, 200 + 0.08 * 170))]
     share_legend(figure, axes[0, 0])
     figure.draw_without_rendering()
     label, panel = axes[0, 0].yaxis.label.get_window_extent(), axes[0, 0].get_tightbbox()
@@ -335,11 +477,11 @@ def test_names_are_no_mathematics():
     plt.rcParams["text.parse_math"] = True
     picture = np.zeros((8, 8, 3))
     figure = contact_sheet([{"$\\frac$": picture, "a$b$c": picture}])
-    assert [axis.get_title() for axis in figure.axes] == ["$\\frac$", "a$b$c"]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["$\\frac$", "a$b$c"]
     figure.canvas.draw()
     show_pictures([[picture]], ["$x_{"], ["$\\frac$"]).canvas.draw()
     use_slide_style()
-    table = pd.DataFrame({"guide": "$x_{", "keep_ratio": [1.0, 0.5], "top1": 0.5, "ci_low": 0.4, "ci_high": 0.6})
+    table = pd.DataFrame([["$y_{", "$x_{", ratio, 10, 5, 0.5, 0.4, 0.6] for ratio in (1, 0.5)], columns=SUMMARY_COLUMNS)
     figure, axis = plt.subplots()
     plot_drop_curves(axis, table, {"$x_{": 0})
     axis.set_title("$\\frac$")

@@ -29,9 +29,8 @@ from vitsal.guides.explainers import HeadGuide
 from vitsal.jobs.files import locked
 from vitsal.models.loading import load_model
 from vitsal.pictures import video
-from vitsal.pictures.overlays import overlay
+from vitsal.pictures.overlays import Column, draw_frames, overlay, whole_frame_transform
 from vitsal.pictures.video import draw_on_video
-from vitsal.pictures.video_panels import Column, draw_frames, whole_frame_transform
 
 
 def sound_of(path):
@@ -367,7 +366,7 @@ def test_another_jobs_parts_are_left_alone(tmp_path, columns):
     with pytest.raises(UserError, match=r"settings.json cannot be read .*another job's parts"):
         draw_on_video(source, output, columns, progress=False)
     (parts / "settings.json").write_text('{"strength": 0.1}')
-    with pytest.raises(UserError, match=r"another job's parts .*strength: 0.1 there, 0.6 now"):
+    with pytest.raises(UserError, match=r"another job's parts .*strength: 0.1 there, 0.7 now"):
         draw_on_video(source, output, columns, progress=False)
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.mp4", "b.mp4.parts", "mine.png", "settings.json"]
 

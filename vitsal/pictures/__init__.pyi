@@ -4,6 +4,7 @@ from .charts import (
     plot_accuracy_against_throughput as plot_accuracy_against_throughput,
     plot_attention_distances as plot_attention_distances,
     plot_drop_curves as plot_drop_curves,
+    plot_intervals as plot_intervals,
     plot_learning_curves as plot_learning_curves,
     plot_probes as plot_probes,
     plot_published as plot_published,
@@ -11,21 +12,29 @@ from .charts import (
     share_legend as share_legend,
     use_slide_style as use_slide_style,
 )
+from .drawings import draw_rollout as draw_rollout, draw_short_way as draw_short_way
 from .explorer import Explorer as Explorer, load_named as load_named
 from .explorer_figure import (
     download_links as download_links,
     draw_exploration as draw_exploration,
-    figure_bytes as figure_bytes,
 )
 from .overlays import (
     HEAT_MAP as HEAT_MAP,
+    Column as Column,
+    draw_frames as draw_frames,
     hide_dropped as hide_dropped,
     overlay as overlay,
+    resized as resized,
     scale_map as scale_map,
     tile_pictures as tile_pictures,
+    whole_frame_transform as whole_frame_transform,
 )
 from .sheets import (
+    add_colour_bar as add_colour_bar,
+    columns_that_fill as columns_that_fill,
     contact_sheet as contact_sheet,
+    draw_filters as draw_filters,
+    draw_positions as draw_positions,
     draw_sample as draw_sample,
     explain_pictures as explain_pictures,
     fit_text as fit_text,
@@ -39,6 +48,7 @@ from .style import (
     MARKERS as MARKERS,
     SLIDE as SLIDE,
     curve_style as curve_style,
+    figure_bytes as figure_bytes,
     save_figure as save_figure,
     set_slide_style as set_slide_style,
     shorten as shorten,
@@ -58,10 +68,4 @@ from .video_files import (
     to_array as to_array,
     write_film as write_film,
     write_gif as write_gif,
-)
-from .video_panels import (
-    Column as Column,
-    draw_frames as draw_frames,
-    resized as resized,
-    whole_frame_transform as whole_frame_transform,
 )

@@ -10,13 +10,15 @@ import pandas as pd
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
 from vitsal.analysis.cost import PLAIN
 from vitsal.analysis.probing import Probe
 from vitsal.pictures.overlays import tile_pictures
-from vitsal.pictures.sheets import write_titles
+from vitsal.pictures.sheets import columns_that_fill, fit_text, write_titles
 from vitsal.pictures.style import COLOURS, SLIDE, curve_style, set_slide_style
 
 
@@ -28,7 +30,7 @@ def use_slide_style() -> None:
 
 
 def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
-    """Draw accuracy against drop ratio, one curve per guide, with its 95 % band.
+    """Draw accuracy against drop ratio, one curve per guide, with its 95 % band; the legend names the target.
 
     The table is as `vitsal.experiments.summarize` returns it, for one target. Styles are numbers of colours and
     markers, so that a guide looks the same in every figure.
@@ -39,7 +41,14 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
         axis.plot(dropped, 100 * rows.top1, label=guide, **curve_style(styles[guide]))
         colour = COLOURS[styles[guide]]
         axis.fill_between(dropped, 100 * rows.ci_low, 100 * rows.ci_high, color=colour, alpha=0.2, linewidth=0)
-    label_drop_axis(axis)
+    label_drop_axis(axis, title=_target_of(table, axis))
+
+
+def _target_of(table: pd.DataFrame, axis: plt.Axes) -> str:
+    """Title of a legend: the target, and the number of images, in lines that these axes have room for."""
+    (target,) = table.target.unique()
+    width = axis.get_position().width * axis.figure.get_figwidth()
+    return fit_text(f"target: {target}\nn = {table.n.max():,}", width)[0]
 
 
 def plot_published(axis: plt.Axes, curves: pd.DataFrame, styles: Mapping[str, int]) -> None:
@@ -50,19 +59,26 @@ def plot_published(axis: plt.Axes, curves: pd.DataFrame, styles: Mapping[str, in
 
 
 def label_drop_axis(
-    axis: plt.Axes, ylabel: str = "top-1 accuracy (%)", highest: float | None = 102, legend: str = "lower left"
+    axis: plt.Axes,
+    ylabel: str = "top-1 accuracy (%)",
+    highest: float | None = 102,
+    legend: str = "lower left",
+    title: str | None = None,
 ) -> None:
-    """Label a drop curve, and fix its range so that figures can be laid side by side; inner labels are left out."""
+    """Label a drop curve, and fix its range so that figures can be laid side by side; inner labels are left out.
+
+    `legend` is the legend's place, `title` its title.
+    """
     axis.set(xlabel="patches dropped (%)", ylabel=ylabel, xlim=(-3, 94), ylim=(0, highest))
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(loc=legend)
+    axis.legend(loc=legend, title=title, alignment="left")
     axis.label_outer()
 
 
 def plot_speedups(axis: plt.Axes, costs: pd.DataFrame, styles: Mapping[str, int]) -> None:
     """Draw speed-up against drop ratio, one curve per guide with the middle half of the rounds as its band.
 
-    What the count of operations allows is dashed, in the same colour; the untouched target is the dotted line at 1.
+    What the count of operations allows is dashed, in the same colour; a dotted line at 1 is the untouched target.
     Costs are as `vitsal.analysis.pipeline_cost` returns them, styles are numbers of colours and markers.
     """
     for guide, rows in costs[costs.guide != PLAIN].groupby("guide", sort=False):
@@ -72,21 +88,22 @@ def plot_speedups(axis: plt.Axes, costs: pd.DataFrame, styles: Mapping[str, int]
         axis.fill_between(dropped, rows.speedup_low, rows.speedup_high, color=colour, alpha=0.2, linewidth=0)
         axis.plot(dropped, rows.limit, color=colour, ls="--", lw=1.5)
     axis.plot([], [], color="black", ls="--", lw=1.5, label="limit by operations")
-    axis.axhline(1, color="black", ls=":", lw=1.5)
+    axis.axhline(1, color="black", ls=":", lw=1.5, label="untouched target")
     label_drop_axis(axis, "speed-up (times)", None, "upper left")
 
 
 def plot_accuracy_against_throughput(
-    axis: plt.Axes, table: pd.DataFrame, costs: pd.DataFrame, styles: Mapping[str, int]
+    axis: plt.Axes, table: pd.DataFrame, costs: pd.DataFrame, styles: Mapping[str, int], *, legend: bool = True
 ) -> None:
     """Draw accuracy with its 95 % intervals against measured throughput, one curve per guide: up and right is better.
 
-    The untouched target is a black star. The first guide's points tell how many of the patches are dropped, in percent.
+    The untouched target is a black star. The best curve (`_best_curve`) tells what share of the patches is dropped.
 
     Args:
         axis: where to draw.
         table, styles: as in `plot_drop_curves`.
         costs: as `vitsal.analysis.pipeline_cost` returns it; guides and keep ratios without a row here are left out.
+        legend: False is for narrow axes, where it would cover curves: put it beside them.
     """
     joined = _join_costs(table, costs)
     star = {"color": "black", "marker": "*", "markersize": 22, "ls": "none", "zorder": 3}
@@ -94,13 +111,37 @@ def plot_accuracy_against_throughput(
         style, label = (star, "untouched target") if guide == PLAIN else (curve_style(styles[guide]), guide)
         reach = 100 * np.array([rows.top1 - rows.ci_low, rows.ci_high - rows.top1])
         axis.errorbar(rows.images_per_s, 100 * rows.top1, reach, label=label, elinewidth=1.5, capsize=4, **style)
-    first = next((guide for guide in styles if guide in set(joined.guide)), None)
-    for row in joined[joined.guide == first].itertuples():
-        place = (row.images_per_s, 100 * row.top1)
-        axis.annotate(f"{row.dropped} %", place, (8, 8), textcoords="offset points", fontsize=13)
-    axis.set(xlabel="throughput (images/s)", ylabel="top-1 accuracy (%)")
+    axis.margins(x=0.08)  # room for the last label
+    axis.set(xlabel="throughput (images/s)", ylabel="top-1 accuracy (%)", xlim=(0, None), ylim=(0, 104))
     axis.grid(alpha=0.3)
-    axis.legend(loc="best")
+    if legend:
+        title = f"{_target_of(table, axis)}\nbeside points: patches dropped"
+        axis.legend(loc="upper right", title=title, alignment="left", fontsize=15, title_fontsize=15, labelspacing=0.3)
+    best = _best_curve(joined)
+    if best is not None:
+        _write_drops(axis, joined[joined.guide == best], COLOURS[styles[best]])
+
+
+def _write_drops(axis: plt.Axes, curve: pd.DataFrame, colour: str) -> None:
+    """What share of the patches is dropped, beside the points of a curve; not where it would cover another label."""
+    text = {"color": colour, "fontsize": 17, "path_effects": [withStroke(linewidth=4, foreground="white")]}
+    before = np.array([-np.inf, -np.inf])
+    for row in curve.itertuples():
+        place = (row.images_per_s, 100 * row.top1)
+        here = axis.transData.transform(place) / axis.figure.dpi  # inches
+        if (np.abs(here - before) > (0.65, 0.3)).any():
+            axis.annotate(f"{row.dropped} %", place, (8, 8), textcoords="offset points", **text)
+            before = here
+
+
+def _best_curve(joined: pd.DataFrame) -> str | None:
+    """The guide with most points that nothing else, the untouched target included, beats in both; None without any."""
+    beaten = [
+        ((joined.guide != row.guide) & (joined.top1 > row.top1) & (joined.images_per_s > row.images_per_s)).any()
+        for row in joined.itertuples()
+    ]
+    unbeaten = joined.guide[~np.array(beaten, dtype=bool) & (joined.guide != PLAIN)]
+    return unbeaten.value_counts().idxmax() if len(unbeaten) else None
 
 
 def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -116,41 +157,65 @@ def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_learning_curves(axis: plt.Axes, histories: Mapping[str, pd.DataFrame]) -> None:
-    """Draw students' divergence from their teachers over the epochs: on held-out images, and, thin, in training.
+    """Draw students' divergence from their teachers over the epochs: solid on held-out images, dotted in training.
 
     Histories, by name, are as `vitsal.students.distill` returns them.
     """
     for number, (name, history) in enumerate(histories.items()):
         axis.plot(history.epoch, history.kl, label=name, **curve_style(number))
-        axis.plot(history.epoch, history.loss, color=COLOURS[number], lw=1, ls=":")
+        axis.plot(history.epoch, history.loss, color=curve_style(number)["color"], lw=2, ls=":")
+    for name, line in {"held-out images": "-", "training": ":"}.items():
+        axis.plot([], [], color="black", ls=line, lw=2, label=name)
     axis.set(xlabel="epoch", ylabel="divergence (nats)", ylim=(0, None))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", alpha=0.3)
     axis.legend()
+
+
+def plot_intervals(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int] | None = None) -> None:
+    """Draw values as dots with their intervals, on an axis as narrow as they are, the first row on top.
+
+    Args:
+        axis: where to draw; its x axis is to be labelled.
+        table: a row for each value, named by the index; columns: value, low and high end of the interval, in this
+            order, under any names.
+        styles: name -> number of colour and marker, as in the other charts; all alike without.
+    """
+    for place, (name, (value, low, high)) in enumerate(zip(table.index, table.to_numpy(), strict=True)):
+        style = curve_style((styles or {}).get(name, 0))
+        axis.errorbar(value, place, xerr=[[value - low], [high - value]], capsize=6, markersize=13, **style)
+    axis.set_yticks(range(len(table)), table.index)
+    axis.set_ylim(len(table) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    axis.tick_params(axis="y", length=0)
 
 
 def plot_attention_distances(axis: plt.Axes, distances: Tensor, uniform: float) -> None:
     """Draw each head's mean attention distance over the blocks, one dot per head; `share_legend` tells what is what.
 
     Distances are (L, H) in pixels, as `vitsal.analysis.mean_attention_distance` returns its means; that of attention to
-    all patches alike, `uniform`, is dashed. Of several axes that share their height the highest value decides.
+    all patches alike, `uniform`, is dashed. The axis is as high as both need; axes that share it share that.
     """
     num_blocks, num_heads = distances.shape
     blocks = np.repeat(range(1, num_blocks + 1), num_heads)
-    highest = max(axis.get_ylim()[1], 1.08 * max(uniform, distances.max().item()))
-    axis.scatter(blocks, distances.flatten(), s=90, color=COLOURS[0], alpha=0.8, label="one head")
+    axis.scatter(blocks, distances.flatten(), s=110, color=COLOURS[0], alpha=0.7, label="one head")
     axis.axhline(uniform, color="black", ls="--", lw=1.5, label="uniform attention")
-    axis.set(xlabel="block", ylabel="mean attention\ndistance (pixels)", ylim=(0, highest))
+    axis.margins(y=0.08)
+    axis.set(xlabel="block", ylabel="mean attention\ndistance (pixels)")
     axis.set_xticks(range(1, num_blocks + 1, -(-num_blocks // 8)))
     axis.grid(axis="y", alpha=0.3)
 
 
 def plot_probes(probes: Mapping[str, Probe]) -> plt.Figure:
     """Draw how far each head of models looks, name -> probe, side by side, and their filters below."""
-    figure, axes = plt.subplots(2, len(probes), squeeze=False)
+    figure, axes = plt.subplots(2, len(probes), squeeze=False, sharey="row")
     for (upper, lower), probe in zip(axes.T, probes.values(), strict=True):
         plot_attention_distances(upper, probe.distances, probe.uniform)
-        lower.imshow(tile_pictures(probe.filters, columns=7))
+        columns = columns_that_fill(len(probe.filters), SLIDE[0] / len(probes), SLIDE[1] / 2)
+        lower.imshow(tile_pictures(probe.filters, columns))
         lower.axis("off")
+    for axis in axes[0, 1:]:
+        axis.set_ylabel("")
     write_titles(axes[0], probes, SLIDE[0] / len(probes))
     share_legend(figure, axes[0, 0])
     return figure

@@ -5,10 +5,8 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -17,7 +15,7 @@ from vitsal.analysis.exploration import Exploration, View
 from vitsal.models.classes import Prediction
 from vitsal.models.tokens import grid_size
 from vitsal.pictures.overlays import hide_dropped, overlay
-from vitsal.pictures.style import COLOURS, SLIDE, shorten
+from vitsal.pictures.style import COLOURS, SLIDE, figure_bytes, shorten
 
 MARGIN, HEADING, BAR = 0.2, 0.5, 0.44  # inches: between pictures; above one, for its title; of a bar with its gap
 
@@ -30,26 +28,36 @@ def draw_exploration(exploration: Exploration, views: Mapping[str, View]) -> Fig
     twice as long, and the explorer draws anew at each move of a slider. No pyplot, which would keep the figure.
     """
     figure = Figure(figsize=SLIDE, layout="none")
-    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, SLIDE[0]), ylim=(SLIDE[1], 0))
-    canvas.axis("off")
+    canvas = add_canvas(figure)
     columns, top, size = (3, 4.95, 20) if len(views) == 1 else (4, SLIDE[1] / 2 + HEADING, 14)
     side = min(SLIDE[0] / columns, top - HEADING) - MARGIN
     lefts = [(column + 0.5) * SLIDE[0] / columns - side / 2 for column in range(columns)]
-    _show(canvas, (lefts[0], HEADING, side), exploration.pixels, "image", size)
-    _show_predictions(canvas, (lefts[0], top, side), exploration.predictions[:5], size)
+    place_picture(canvas, (lefts[0], HEADING, side), exploration.pixels, "image", size)
+    place_predictions(canvas, (lefts[0], top, side), exploration.predictions[:5], size)
     first = next(iter(views.values()))
     for row, (name, view) in enumerate(views.items()):
         above = HEADING + row * SLIDE[1] / 2
         title = f"{len(view.keep)} of {view.saliency.numel()} patches" if view is first else _agreement(first, view)
         kept = hide_dropped(exploration.pixels, view.keep, grid_size(exploration.model, exploration.images))
-        _show(canvas, (lefts[1], above, side), overlay(exploration.pixels, view.saliency), shorten(name, 30), size)
-        _show(canvas, (lefts[2], above, side), kept, title, size)
+        place_picture(
+            canvas, (lefts[1], above, side), overlay(exploration.pixels, view.saliency), shorten(name, 30), size
+        )
+        place_picture(canvas, (lefts[2], above, side), kept, title, size)
         place = (lefts[2], top, side) if columns == 3 else (lefts[3], above, side)
-        _show_predictions(canvas, place, view.predictions, size)
+        place_predictions(canvas, place, view.predictions, size)
     return figure
 
 
-def _show(canvas: Axes, place: tuple[float, float, float], picture: np.ndarray, title: str, size: float) -> None:
+def add_canvas(figure: Figure) -> Axes:
+    """Axes that cover a slide, in inches from its top left, without anything on them."""
+    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, SLIDE[0]), ylim=(SLIDE[1], 0))
+    canvas.axis("off")
+    return canvas
+
+
+def place_picture(
+    canvas: Axes, place: tuple[float, float, float], picture: np.ndarray, title: str = "", size: float = 20.0
+) -> None:
     """A picture in the square at (left, top, side), its longer side as long as the square's."""
     left, top, side = place
     height, width = side * np.array(picture.shape[:2]) / max(picture.shape[:2])
@@ -57,7 +65,7 @@ def _show(canvas: Axes, place: tuple[float, float, float], picture: np.ndarray, 
     canvas.text(left + width / 2, top - 0.1, title, ha="center", fontsize=size, parse_math=False)
 
 
-def _show_predictions(
+def place_predictions(
     canvas: Axes, place: tuple[float, float, float], predictions: Sequence[Prediction], size: float
 ) -> None:
     """Bars of probability at (left, top, width of a certain class), likeliest on top, with the names over them."""
@@ -79,15 +87,6 @@ def _agreement(first: View, other: View) -> str:
     correlation = spearmanr(first.saliency.flatten(), other.saliency.flatten()).statistic
     shared = len(set(first.keep.tolist()) & set(other.keep.tolist())) / len(other.keep)
     return f"{100 * shared:.0f} % shared, Spearman {correlation:.2f}"
-
-
-def figure_bytes(figure: Figure, kind: str, dpi: float = 200) -> bytes:
-    """A figure as the content of a file: "png", "svg" or "jpeg"."""
-    buffer = BytesIO()
-    # after saving, matplotlib gives a figure laid out by hand the default layout, and at the next saving warns of it
-    with rc_context({"figure.constrained_layout.use": False}):
-        figure.savefig(buffer, format=kind, dpi=dpi)
-    return buffer.getvalue()
 
 
 def download_links(figure: Figure, name: str) -> str:

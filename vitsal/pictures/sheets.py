@@ -9,17 +9,21 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vitsal.analysis.exploration import Exploration
 from vitsal.guides.factory import Guide
 from vitsal.models.classes import Prediction
-from vitsal.pictures.overlays import overlay
+from vitsal.pictures.overlays import overlay, tile_pictures
 from vitsal.pictures.style import SLIDE, shorten
 
 TITLE = 0.5  # inches left for a title of the whole sheet
+BAR, NAME = 1.0, 2.0  # inches left for a colour bar beside the pictures; that a row's name takes at least, to lie flat
 Grid = list[list[tuple[str, np.ndarray] | None]]  # headings and pictures in rows, all of one length
 
 
@@ -68,6 +72,8 @@ def draw_sample(
 def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") -> plt.Figure:
     """Draw samples, each a picture with its maps beside it, under headings; one that stands above already is left out.
 
+    One colour bar serves all maps (`add_colour_bar`).
+
     Args:
         samples: heading -> picture, (H, W, 3) in [0, 1] and all of one shape; each sample's first one is its picture,
             the others, at least one, are its maps, as many in each sample.
@@ -82,6 +88,7 @@ def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") 
         if cell:
             show_picture(axis, cell[1])
             write_titles([axis], [cell[0]], _picture_width(grid))
+    add_colour_bar(figure)
     if title:
         figure.suptitle(title, parse_math=False)
     return figure
@@ -153,13 +160,75 @@ def fit_text(text: str, width: float) -> tuple[str, float]:
 def show_pictures(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_names: Sequence[str] = ()
 ) -> plt.Figure:
-    """Rows of pictures (H, W, 3), as large as a slide allows, a title over each column, a name beside each row."""
-    height, width = picture_size(rows[0][0], [titles, *[[]] * (len(rows) - 1)], len(rows[0]))
-    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=SLIDE, layout="compressed")
+    """Rows of pictures (H, W, 3), as large as a slide allows, a title over each column, a name beside each row.
+
+    Names lie flat where the slide has room for them, and stand upright where pictures fill its width.
+    """
+    columns = len(rows[0])
+    height, width = picture_size(rows[0][0], [titles, *[[]] * (len(rows) - 1)], columns)
+    figure, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=SLIDE, layout="compressed")
     for axis, picture in zip(axes.flat, chain(*rows), strict=True):
         show_picture(axis, picture)
     write_titles(axes[0], titles, width)
+    room = SLIDE[0] - columns * width - BAR
+    flat = {"rotation": "horizontal", "ha": "right", "va": "center"} if room > NAME else {}
     for axis, name in zip(axes[:, 0], row_names, strict=False):
-        text, size = fit_text(name, height)
-        axis.set_ylabel(text, fontsize=size, parse_math=False)
+        text, size = fit_text(name, min(room, 2.5 * NAME) if flat else height)
+        axis.set_ylabel(text, fontsize=size, parse_math=False, **flat)
     return figure
+
+
+def add_colour_bar(figure: plt.Figure) -> None:
+    """Add one colour bar for all overlays of a figure of pictures: their colours over a grey of middle brightness.
+
+    It goes where the slide has room: to the right, or, of pictures that fill the width, below them.
+    """
+    ramp = overlay(np.full((1, 512, 3), 0.5, dtype=np.float32), np.linspace(0, 1, 256)[None])[0, 1::2]  # between lines
+    grid, picture = figure.axes[0].get_gridspec(), figure.axes[0].images[0].get_array()
+    if grid.ncols * picture.shape[1] / (grid.nrows * picture.shape[0]) > 1.7:
+        place, between = {"location": "bottom", "shrink": 0.5, "aspect": 40}, " "
+    else:
+        place, between = {"location": "right", "shrink": 0.6}, "\n"
+    bar = figure.colorbar(ScalarMappable(cmap=ListedColormap(ramp)), ax=figure.axes, **place)
+    bar.set_ticks([0, 1], labels=[f"{end} salient{between}patch of{between}each map" for end in ("least", "most")])
+
+
+def draw_filters(filters: Mapping[str, Tensor]) -> plt.Figure:
+    """Draw models' filters side by side, name -> (n, h, w, 3), in as many columns as fill a slide."""
+    room = SLIDE[0] / len(filters), SLIDE[1] - TITLE
+    sheets = {name: tile_pictures(tiles, columns_that_fill(len(tiles), *room)) for name, tiles in filters.items()}
+    return _draw_sheets(sheets)
+
+
+def draw_positions(similarities: Mapping[str, Tensor]) -> plt.Figure:
+    """Draw how alike models' position embeddings are, side by side, name -> (gh, gw, gh, gw), with a colour bar.
+
+    Similarities are as `vitsal.analysis.position_similarity` returns them. Of the patches a few are shown, spread
+    evenly and as many as fill a slide: of each, in its place, the map of its similarity to all patches.
+    """
+    lowest = min(similarity.min().item() for similarity in similarities.values())
+    sheets = {}
+    for name, similarity in similarities.items():
+        height, width = similarity.shape[:2]
+        down = min(height, 6)
+        across = min(width, max(1, round(down * SLIDE[0] / len(similarities) / SLIDE[1])))
+        rows, columns = (torch.linspace(0, *ends).round().long() for ends in ((height - 1, down), (width - 1, across)))
+        sheets[name] = tile_pictures(similarity[rows][:, columns].flatten(0, 1), across, gap=2)
+    figure = _draw_sheets(sheets, vmin=lowest, vmax=1)
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, label="cosine similarity", shrink=0.8)
+    return figure
+
+
+def _draw_sheets(sheets: Mapping[str, np.ndarray], **scale: float) -> plt.Figure:
+    """Sheets of tiles side by side, a name above each."""
+    figure, axes = plt.subplots(1, len(sheets), squeeze=False, layout="compressed", gridspec_kw={"wspace": 0.08})
+    for axis, sheet in zip(axes[0], sheets.values(), strict=True):
+        axis.imshow(sheet, cmap="viridis", **scale)
+        axis.axis("off")
+    write_titles(axes[0], sheets, 0.9 * SLIDE[0] / len(sheets))
+    return figure
+
+
+def columns_that_fill(count: int, width: float, height: float) -> int:
+    """In how many columns `count` square tiles are largest in so much room."""
+    return max(range(1, count + 1), key=lambda columns: min(width / columns, height / -(-count // columns)))

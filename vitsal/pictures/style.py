@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,9 +10,9 @@ import matplotlib.pyplot as plt
 from vitsal.errors import printable
 
 SLIDE = (13.333, 7.5)  # inches, 16:9
-# Okabe & Ito's palette, told apart with any colour vision; markers and line styles tell the curves apart in grey too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe & Ito's palette and a grey, told apart with any colour vision; markers tell the curves apart in grey too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
 def set_slide_style() -> None:
@@ -31,6 +32,8 @@ def set_slide_style() -> None:
             "lines.markersize": 9,
             "legend.frameon": False,
             "legend.fontsize": 17,
+            "legend.title_fontsize": 17,
+            "legend.handlelength": 2.5,  # dashes show
             "svg.fonttype": "none",
             "savefig.dpi": 200,
         }
@@ -42,8 +45,17 @@ def save_figure(figure: plt.Figure, folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
-        figure.savefig(folder / f"{name}.{kind}", metadata={"Date": None} if kind == "svg" else None)
+        (folder / f"{name}.{kind}").write_bytes(figure_bytes(figure, kind))
     return folder / f"{name}.png"
+
+
+def figure_bytes(figure: plt.Figure, kind: str, dpi: float = 200) -> bytes:
+    """A figure as the content of a file: "png", "svg" or "jpeg"; at any time the same of the same figure."""
+    buffer = BytesIO()
+    # after saving, matplotlib gives a figure laid out by hand the default layout, and at the next saving warns of it
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
 
 def shorten(name: str, most: int) -> str:

@@ -20,7 +20,7 @@ from vitsal.jobs.files import check_folder, locked, read_json, write_whole
 from vitsal.jobs.identity import describe, file_hash, question_hash, refuse_other
 from vitsal.jobs.paths import check_output
 from vitsal.pictures import video_files
-from vitsal.pictures.video_panels import Column, draw_frames
+from vitsal.pictures.overlays import Column, draw_frames
 
 JOB = "settings.json"
 GIF_WIDTH = 480  # pixels
@@ -31,7 +31,7 @@ def draw_on_video(
     output: str | Path,
     columns: Mapping[str, Column],
     *,
-    strength: float = 0.6,
+    strength: float = 0.7,
     width: int | None = None,
     names: bool = True,
     batch_size: int = 8,

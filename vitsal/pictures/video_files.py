@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vitsal.data.pictures import spread
 from vitsal.errors import UserError
-from vitsal.pictures.video_panels import resized
+from vitsal.pictures.overlays import resized
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
 ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
