@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import tomllib
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import timm
@@ -33,6 +35,7 @@ from vitsal.course.recipes import (
     choose_recipe,
 )
 from vitsal.course.requirements import count_recipe, describe_recipes, measure_speed, needs
+from vitsal.course.runs import run_notebooks
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
 from vitsal.experiments.evaluation import drop_curve
@@ -399,3 +402,45 @@ def test_dry_run(name, noise):
     compared = compare_with_published(recipe, table)
     assert compared.groupby(["target", "guide"]).size().tolist() == [len(ratios)] * len(recipe.curves)
     assert compared["difference"].tolist() == pytest.approx((compared["top1"] - compared["published_top1"]).tolist())
+
+
+# ---- the notebook that runs them
+
+CUT = """
+from vitsal.course import cast
+load = cast.load_model
+
+def load_cut(name, pretrained, **options):
+    model = load(name, pretrained=False, depth=1, **options)
+    model.head.bias.data[0] = 1e6
+    return model
+
+cast.load_model = load_cut
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Notebook 3, its models cut to one block, with random weights and one answer, the first class."""
+    whole = nbformat.read(Path(__file__).parents[2] / "notebooks" / "03_ideal_drop_experiment.ipynb", as_version=4)
+    whole.cells.insert(2, nbformat.v4.new_code_cell(CUT))
+    path = tmp_path / "03_ideal_drop_experiment.ipynb"
+    nbformat.write(whole, path)
+    return path
+
+
+@pytest.mark.slow
+def test_notebook_runs_a_recipe_in_place_of_its_preset(notebook, noise, tmp_path):
+    made = run_notebooks([notebook], tmp_path / "made", {"recipe": "base16-deit", "data": str(noise), "limit": 2})
+    assert (made / "03_base16-deit.svg").is_file()
+    cells = nbformat.read(made / notebook.name, as_version=4).cells
+    (told,) = [output.data["text/plain"] for cell in cells if "compared[" in cell.source for output in cell.outputs]
+    assert {"ViT-B/16", "random", "deit_tiny"} <= set(told.split())
+    assert re.search(r"0 % +-34.0 \[-74.6, \+6.5\] +-33.4 \[-74.0, \+7.1\]", told)  # one right of two, 84.0 and 83.4
+    assert len(re.findall(r"^\d+ % ", told, re.MULTILINE)) == 10
+
+
+@pytest.mark.slow
+def test_notebook_refuses_what_a_recipe_brings(notebook, tmp_path):
+    with pytest.raises(UserError, match="A recipe has its own models and rollouts"):
+        run_notebooks([notebook], tmp_path / "made", {"recipe": "base16", "head_fusion": "mean"})
