@@ -16,18 +16,24 @@ SMALL = {
     "03_ideal_drop_experiment": {"limit": 20},
     "04_final_evaluation": {"limit": 20, "repeats": 1, "batch_size": 10},
     "05_probing": {"limit": 20, "batch_size": 10},
-    "06_published_experiments": {"limit": 20},
     "07_faithfulness": {"limit": 4},
     "08_video": {"seconds": 2, "films": 2},
     "explorer": {},
+    "01_solutions": {"limit": 20},
+    "02_solutions": {"train_limit": 100, "epochs": 2, "limit": 20},
+    "03_solutions": {"limit": 20, "batch_size": 20},
+    "04_solutions": {"keep_ratios": [1.0, 0.5, 0.2], "limit": 20, "repeats": 1, "batch_size": 10},
+    "05_solutions": {"limit": 20, "batch_size": 20},
+    "07_solutions": {"limit": 2},
+    "08_solutions": {"limit": 2, "frames": 8},
 }
 
 
 def write_copies(folder: Path) -> None:
-    """Write a small copy of every notebook, beside a link to the data that they read."""
+    """Write a small copy of every notebook and solution, beside a link to the data that they read."""
     folder.mkdir(parents=True)
     (folder.parent / "data").symlink_to(ROOT / "data")
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in [*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("solutions/*.ipynb")]:
         known = papermill.inspect_notebook(str(path))
         given = SMALL[path.stem] | ({"output_dir": str(folder / path.stem)} if "output_dir" in known else {})
         if unknown := given.keys() - known:

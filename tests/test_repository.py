@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COURSE = [path for path in NOTEBOOKS if path.name[0].isdigit()]  # in reading order
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 CONDA_NAMES = {"torch": "pytorch"}
 HOUSE_IMPORTS = {
     "import matplotlib.pyplot as plt",
@@ -66,31 +68,36 @@ def imports_in(source: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def read_cells(path: Path, kind: str) -> list[str]:
+    """Sources of a notebook's cells of one kind."""
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLUTIONS], ids=lambda path: path.stem)
 class TestNotebookForm:
     def test_opening(self, path: Path) -> None:
-        title, *others = json.loads(path.read_text())["cells"]
+        title, set_up, *others = json.loads(path.read_text())["cells"]
         assert title["cell_type"] == "markdown"
         text = "".join(title["source"])
         assert text.startswith("# ")
-        assert f"colab.research.google.com/github/vitsal/vitsal/blob/main/notebooks/{path.name}" in text
-        assert "**The question.**" in text
-        assert others[0]["cell_type"] == "code"
-        assert "google.colab" in "".join(others[0]["source"])
+        place = path.relative_to(ROOT).as_posix()
+        assert f"colab.research.google.com/github/vitsal/vitsal/blob/main/{place}" in text
+        assert set_up["cell_type"] == "code"
         tagged = [cell for cell in others if "parameters" in cell["metadata"].get("tags", [])]
         assert len(tagged) == 1
+        if any("save_figure" in source for source in read_cells(path, "code")):
+            told = "".join(others[others.index(tagged[0]) - 1]["source"])
+            assert {"PNG", "SVG", "`output_dir`"} <= set(re.findall(r"`\w+`|\w+", told))
 
     def test_imports_the_package_by_its_face_and_little_else(self, path: Path) -> None:
-        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-        set_up, *others = ["".join(cell["source"]) for cell in cells]
+        set_up, *others = read_cells(path, "code")
         assert {"import vitsal as vs"} <= imports_in(set_up) <= HOUSE_IMPORTS
         assert not any(imports_in(source) for source in others)
         outside_colabs_block = [line for line in set_up.splitlines() if line and not line.startswith((" ", "if "))]
         assert len(outside_colabs_block) <= 8
 
     def test_cells_are_short(self, path: Path) -> None:
-        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-        lines = sorted(len("".join(cell["source"]).splitlines()) for cell in cells)
+        lines = sorted(len(source.splitlines()) for source in read_cells(path, "code"))
         assert lines[-1] <= 30
         assert lines[len(lines) // 2] < 12
 
@@ -102,11 +109,59 @@ class TestNotebookForm:
         assert "widgets" not in notebook["metadata"]
         assert path.stat().st_size < 500_000
 
-    def test_ends_with_takeaway_and_two_exercises(self, path: Path) -> None:
-        text = "".join(json.loads(path.read_text())["cells"][-1]["source"])
-        assert "**Exercises.**" in text
-        exercises = text.split("**Exercises.**")[1]
-        assert re.findall(r"^(\d)\. ", exercises, re.MULTILINE) == ["1", "2"]
+    def test_links_lead_somewhere(self, path: Path) -> None:
+        links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", "\n".join(read_cells(path, "markdown")))
+        assert links
+        assert not [link for link in links if not (path.parent / link).exists()]
+
+
+def test_colab_fetches_the_course_in_one_way() -> None:
+    """And once: a second run of the cell finds it there."""
+    blocks = {read_cells(path, "code")[0].split("\n\n")[1] for path in [*NOTEBOOKS, *SOLUTIONS]}
+    assert len(blocks) == 1
+    assert "google.colab" in (block := blocks.pop())
+    assert "[ -d vitsal ] || git clone" in block
+
+
+def test_notebooks_lead_from_one_to_the_next() -> None:
+    for before, path, after in zip([None, *COURSE], COURSE, [*COURSE[1:], None], strict=False):
+        neighbours = {"Previous": before, "Next": after}
+        expected = {word: other.name for word, other in neighbours.items() if other}
+        cells = read_cells(path, "markdown")
+        for text in (cells[0], cells[-1]):
+            assert dict(re.findall(r"\b(Previous|Next): \[.+?\]\((.+?)\)", text)) == expected, path.name
+
+
+def test_first_notebook_has_the_map_of_the_course() -> None:
+    first = read_cells(COURSE[0], "markdown")[0]
+    rows = re.findall(r"^\| \[.+?\]\((.+?)\) \| .+? \| .+? \| .+? \|$", first, re.MULTILINE)
+    assert rows == [path.name for path in [*COURSE, *(path for path in NOTEBOOKS if path not in COURSE)]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_asks_and_ends_with_exercises_and_hints(path: Path) -> None:
+    cells = read_cells(path, "markdown")
+    assert "**The question.**" in cells[0]
+    exercises = find_exercises(path)
+    assert list(exercises) == ["1", "2"]
+    assert cells[-1].count("<summary>Hint</summary>") == 2
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_every_exercise_has_its_solution(path: Path) -> None:
+    solutions = path.parent / "solutions" / f"{path.name[:2]}_solutions.ipynb"
+    assert f"(solutions/{solutions.name})" in read_cells(path, "markdown")[-1]
+    told = read_cells(solutions, "markdown")
+    assert f"(../{path.name})" in told[0]
+    solved = [text for text in told if text.startswith("## ")]
+    for (number, text), solution in zip(find_exercises(path).items(), solved, strict=True):
+        assert solution.startswith(f"## Exercise {number}\n\n{text}\n\n")
+
+
+def find_exercises(path: Path) -> dict[str, str]:
+    """Number -> text of a notebook's exercises, without their hints."""
+    _, text = read_cells(path, "markdown")[-1].split("**Exercises.**")
+    return dict(re.findall(r"^(\d)\. (.+)$", text, re.MULTILINE))
 
 
 def test_every_notebook_is_listed_with_its_badge() -> None:

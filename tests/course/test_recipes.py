@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import tomllib
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import timm
@@ -22,8 +24,18 @@ from vitsal.course import cast, published, recipes, requirements
 from vitsal.course.cast import load_targets, make_guides
 from vitsal.course.presets import KEEP_RATIOS
 from vitsal.course.published import compare_with_published, published_curves
-from vitsal.course.recipes import GUIDE_SPECS, RECIPES, TARGETS, choose_recipe
+from vitsal.course.recipes import (
+    GUIDE_SPECS,
+    RECIPES,
+    TARGETS,
+    Curve,
+    GuideSpec,
+    ModelSpec,
+    PublishedExperiment,
+    choose_recipe,
+)
 from vitsal.course.requirements import count_recipe, describe_recipes, measure_speed, needs
+from vitsal.course.runs import run_notebooks
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
 from vitsal.experiments.evaluation import drop_curve
@@ -62,7 +74,7 @@ def test_published_points(name):
     assert len(table) == 10 * len(recipe.curves)
     for curve in recipe.curves:
         points = table[(table["target"] == curve.target) & (table["guide"] == curve.label)]
-        assert points["keep_ratio"].tolist() == list(KEEP_RATIOS) == list(recipe.keep_ratios)
+        assert points["keep_ratio"].tolist() == list(KEEP_RATIOS)
         assert points["published_top1"].tolist() == [reference[curve.published][drop] for drop in range(0, 100, 10)]
 
 
@@ -75,7 +87,7 @@ def test_published_curves_are_those_of_the_target():
         "mae_huge": "MAE ViT-H/14",
         "resnet_students": "ViT-B/16",
     }
-    for recipe in set(RECIPES.values()) - {RECIPES["embedded"]}:
+    for recipe in RECIPES.values():
         for curve in recipe.curves:
             assert (shown[curve.published[0]], curve.published[1]) == (curve.target, curve.label)
 
@@ -86,7 +98,6 @@ def test_labels_say_how_the_guide_is_made():
         "own rollout": "",
         "deit_tiny rollout": "deit_tiny",
         "eva02_tiny rollout": "eva02_tiny",
-        "digits_guide rollout": "vitsal_digits_guide",
     }
     assert {(spec.head_fusion, spec.discard_ratio) for spec in rollouts.values()} == {("max", 0.9)}
     students = [
@@ -101,9 +112,7 @@ def test_labels_say_how_the_guide_is_made():
 
 def test_models_exist_in_timm_with_weights():
     names = {spec.name for spec in TARGETS.values()} | {spec.model for spec in GUIDE_SPECS.values() if spec.model}
-    embedded = {name for name in names if name.startswith("vitsal_")}
-    assert embedded == {"vitsal_digits_target", "vitsal_digits_guide"}
-    assert names - embedded <= set(timm.list_pretrained())
+    assert names <= set(timm.list_pretrained())
     assert all(timm.is_model(name) for name in names)
 
 
@@ -184,7 +193,6 @@ def test_needs_of_models(tmp_path, monkeypatch):
     (tmp_path / "mae_finetuned_vit_base.pth").touch()
     (tmp_path / f"{deit}.safetensors").touch()
     assert needs(RECIPES["vit-vs-mae"])["where"].tolist() == ["", "weights folder", "weights folder"]
-    assert set(needs(RECIPES["embedded"])["where"]) == {"embedded"}
 
 
 def test_needs_of_students(tmp_path):
@@ -201,8 +209,21 @@ def test_needs_of_students(tmp_path):
     assert students["megabytes"].tolist() == [parameters * 4 / 1e6] * 3
 
 
+@pytest.fixture
+def digits(monkeypatch):
+    """A recipe of the embedded models: random patches, the target's own rollout, the small guide's."""
+    monkeypatch.setitem(recipes.TARGETS, "digits", ModelSpec("vitsal_digits_target"))
+    monkeypatch.setitem(recipes.GUIDE_SPECS, "small rollout", GuideSpec("rollout", "vitsal_digits_guide", "min", 0.5))
+    labels = ("random", "own rollout", "small rollout")
+    return PublishedExperiment("digits", "", tuple(Curve("digits", label, ("base16", label)) for label in labels))
+
+
+def test_embedded_models_are_here(digits):
+    assert set(needs(digits)["where"]) == {"embedded"}
+
+
 @pytest.mark.slow
-def test_operations_of_a_whole_recipe_on_a_real_model():
+def test_operations_of_a_whole_recipe_on_a_real_model(digits):
     """Counted run by run on the CPU, without the meta device and without a polynomial."""
     target, guide = (load_model(f"vitsal_digits_{name}") for name in ("target", "guide"))
     image = torch.zeros(1, 3, 112, 112)
@@ -212,10 +233,7 @@ def test_operations_of_a_whole_recipe_on_a_real_model():
         for count in (176, 157, 137, 118, 98, 78, 59, 39, 20)  # of 196 patches
     ]
     # random costs nothing, the target's own rollout a forward pass of the target, the guide's one of the guide
-    expected = 400 * (whole + (0 + sum(kept)) + (whole + sum(kept)) + (of_guide + sum(kept)))
-    assert count_recipe(RECIPES["embedded"]) == expected
-    half = dataclasses.replace(RECIPES["embedded"], keep_ratios=(0.5,), num_images=10)
-    assert count_recipe(half) == 10 * (3 * kept[4] + whole + of_guide)
+    assert count_recipe(digits) == 50_000 * (whole + (0 + sum(kept)) + (whole + sum(kept)) + (of_guide + sum(kept)))
 
 
 @pytest.mark.slow
@@ -234,15 +252,12 @@ def test_description():
     table = describe_recipes(speed=1e12).set_index("name")
     assert list(table.index) == list(RECIPES)
     assert "vit_base_patch16_224.augreg2_in21k_ft_in1k (346.3 MB" in table["models"]["base16"]
-    assert table["models"]["embedded"].startswith("vitsal_digits_target (2.8 MB, embedded); vitsal_digits_guide")
-    assert table["missing_mb"]["embedded"] == 0
-    assert table["images"].to_dict() == {name: 400 if name == "embedded" else 50_000 for name in RECIPES}
+    assert set(table["images"]) == {50_000}
     # the whole once and 4.5 wholes for each guide's smaller ratios, and its own rollout: a little less, for attention
     # shrinks with the square
     assert table["pflop"]["base16"] == pytest.approx(50_000 * 35.1e9 * (1 + 2 * 4.5 + 1) / 1e15, rel=0.01)
     assert (table["hours"] * 3600 * 1e12).tolist() == pytest.approx([count_recipe(r) for r in RECIPES.values()])
     assert "hours" not in describe_recipes()
-    assert "others than the published" in table["title"]["embedded"]
 
 
 @pytest.mark.slow
@@ -312,14 +327,14 @@ def test_students_are_found_by_their_folder(tmp_path):
     assert torch.equal(guide(images), expected(images))
 
 
-def test_guides_of_the_embedded_recipe():
-    recipe, inner = RECIPES["embedded"], load_model("vitsal_digits_guide")
-    (target,) = load_targets(recipe).values()
-    guides = make_guides(recipe, "digits target", target, seed=3)
+def test_guides_of_a_recipe(digits):
+    inner = load_model("vitsal_digits_guide")
+    (target,) = load_targets(digits).values()
+    guides = make_guides(digits, "digits", target, seed=3)
     expected = {
         "random": RandomGuide((14, 14), 3),
         "own rollout": RolloutGuide(target, "max", 0.9),
-        "digits_guide rollout": AdaptedGuide(RolloutGuide(inner, "max", 0.9), target),
+        "small rollout": AdaptedGuide(RolloutGuide(inner, "min", 0.5), target),
     }
     images = torch.randn(2, 3, 112, 112)
     assert list(guides) == list(expected)
@@ -347,12 +362,11 @@ def test_a_guides_model_is_loaded_once(monkeypatch):
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory):
-    """Number of classes -> a folder of ten images, of ten of ImageNet's classes, or of ten classes in all."""
+    """A folder of ten images, of ten of ImageNet's classes."""
     folder = tmp_path_factory.mktemp("noise")
     for number, wnid in enumerate(ImageNetInfo().label_names()[:10]):
-        noise_image(folder / "1000" / wnid / "image.png", seed=number)
-        noise_image(folder / "10" / str(number) / "image.png", seed=number)
-    return lambda num_classes: folder / str(num_classes)
+        noise_image(folder / wnid / "image.png", seed=number)
+    return folder
 
 
 def watch(target, seen):
@@ -367,14 +381,13 @@ def test_dry_run(name, noise):
     """Every architecture at full size. VITSAL_SLOW_TESTS=1: all eight images and all keep ratios, MAE-huge as well."""
     if name == "mae-huge" and not SLOW:
         pytest.skip("632 million parameters take minutes on a CPU: set VITSAL_SLOW_TESTS=1")
-    full = SLOW or name == "embedded"
-    limit, ratios = (8, KEEP_RATIOS) if full else (2, (1.0, 0.5, 0.1))
+    limit, ratios = (8, KEEP_RATIOS) if SLOW else (2, (1.0, 0.5, 0.1))
     recipe, tables, models = RECIPES[name], [], {}
     for label, target in load_targets(recipe, pretrained=False).items():
         seen = {"tokens": [], "finite": []}
         watch(target, seen)
         guides = make_guides(recipe, label, target, pretrained=False, models=models)
-        dataset = open_data(str(noise(target.num_classes)), model_transform(target))
+        dataset = open_data(str(noise), model_transform(target))
         outcomes = drop_curve(target, guides, dataset, ratios, batch_size=8, limit=limit, progress=False)
         tables.append(summarize(outcomes, label))
         rows, columns = grid_size(target)
@@ -389,3 +402,45 @@ def test_dry_run(name, noise):
     compared = compare_with_published(recipe, table)
     assert compared.groupby(["target", "guide"]).size().tolist() == [len(ratios)] * len(recipe.curves)
     assert compared["difference"].tolist() == pytest.approx((compared["top1"] - compared["published_top1"]).tolist())
+
+
+# ---- the notebook that runs them
+
+CUT = """
+from vitsal.course import cast
+load = cast.load_model
+
+def load_cut(name, pretrained, **options):
+    model = load(name, pretrained=False, depth=1, **options)
+    model.head.bias.data[0] = 1e6
+    return model
+
+cast.load_model = load_cut
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Notebook 3, its models cut to one block, with random weights and one answer, the first class."""
+    whole = nbformat.read(Path(__file__).parents[2] / "notebooks" / "03_ideal_drop_experiment.ipynb", as_version=4)
+    whole.cells.insert(2, nbformat.v4.new_code_cell(CUT))
+    path = tmp_path / "03_ideal_drop_experiment.ipynb"
+    nbformat.write(whole, path)
+    return path
+
+
+@pytest.mark.slow
+def test_notebook_runs_a_recipe_in_place_of_its_preset(notebook, noise, tmp_path):
+    made = run_notebooks([notebook], tmp_path / "made", {"recipe": "base16-deit", "data": str(noise), "limit": 2})
+    assert (made / "03_base16-deit.svg").is_file()
+    cells = nbformat.read(made / notebook.name, as_version=4).cells
+    (told,) = [output.data["text/plain"] for cell in cells if "compared[" in cell.source for output in cell.outputs]
+    assert {"ViT-B/16", "random", "deit_tiny"} <= set(told.split())
+    assert re.search(r"0 % +-34.0 \[-74.6, \+6.5\] +-33.4 \[-74.0, \+7.1\]", told)  # one right of two, 84.0 and 83.4
+    assert len(re.findall(r"^\d+ % ", told, re.MULTILINE)) == 10
+
+
+@pytest.mark.slow
+def test_notebook_refuses_what_a_recipe_brings(notebook, tmp_path):
+    with pytest.raises(UserError, match="A recipe has its own models and rollouts"):
+        run_notebooks([notebook], tmp_path / "made", {"recipe": "base16", "head_fusion": "mean"})

@@ -62,8 +62,7 @@ def _print_needs(name: str, students: Path) -> None:
     print(recipe.title)
     for row in vs.course.needs(recipe, students=students).itertuples():
         print(f"- {row.role} {row.model}, {row.megabytes:.1f} MB: {row.where or f'not here; {row.source}'}")
-    print(
-        f"- data {recipe.data}, split {recipe.split}, {recipe.num_images:,} images; or your own folder: -p data FOLDER"
-    )
-    notebook = "06_published_experiments.ipynb"
-    print(f"\ncd notebooks && papermill {notebook} {recipe.name}.ipynb -p recipe {recipe.name}")
+    data, images = vs.course.PRESETS["imagenet"], vs.course.NUM_IMAGES
+    print(f"- data {data.data}, split {data.split}, {images:,} images; or your own folder: -p data FOLDER")
+    notebook = "03_ideal_drop_experiment.ipynb"
+    print(f"\ncd notebooks && papermill {notebook} {name}.ipynb -p recipe {name} -p limit {images}")

@@ -18,6 +18,7 @@ from .published import (
     published_curves as published_curves,
 )
 from .recipes import (
+    NUM_IMAGES as NUM_IMAGES,
     RECIPES as RECIPES,
     TARGETS as TARGETS,
     Curve as Curve,

@@ -1,8 +1,9 @@
 """The published experiments as named recipes.
 
-Each chart of `published_curves.csv` is a recipe. What was published are curves, not settings: head fusion
-"max" and discard ratio 0.9 are taken for every rollout unless the chart says "min", a ResNet-18 for every ResNet
-student, and the pretrained MAE ViT-B/16 for the teacher that the chart calls "mae".
+Each chart of `published_curves.csv` is a recipe, on the data and at the keep ratios of the preset "imagenet". What was
+published are curves, not settings: head fusion "max" and discard ratio 0.9 are taken for every rollout unless the chart
+says "min", a ResNet-18 for every ResNet student, and the pretrained MAE ViT-B/16 for the teacher that the chart calls
+"mae".
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitsal.choices import STUDENTS
-from vitsal.course.presets import KEEP_RATIOS, PRESETS
+from vitsal.course.presets import PRESETS
 from vitsal.errors import check_choice
 
 STUDENT_ARCHITECTURE = "resnet18"
-IMAGENET, DIGITS = PRESETS["imagenet"], PRESETS["digits"]
+IMAGENET = PRESETS["imagenet"]
+NUM_IMAGES = 50_000  # of its validation split
 
 
 @dataclass(frozen=True)
@@ -80,21 +82,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class PublishedExperiment:
-    """One chart, its name, title and curves, ready to be drawn again.
-
-    Args:
-        data, split: what `vitsal.data.open_data` takes; `dataclasses.replace(recipe, data=folder)` names your own copy.
-        num_images: how many images that is.
-        keep_ratios: fractions of patches kept.
-    """
+    """One chart, its name, title and curves, ready to be drawn again."""
 
     name: str
     title: str
     curves: tuple[Curve, ...]
-    data: str = IMAGENET.data
-    split: str = "validation"
-    num_images: int = 50_000
-    keep_ratios: tuple[float, ...] = KEEP_RATIOS
 
     @property
     def targets(self) -> list[str]:
@@ -112,7 +104,6 @@ TARGETS = {
     "ViT-L/16": ModelSpec(PRESETS["imagenet-large"].target),
     "MAE ViT-B/16": ModelSpec("vit_base_patch16_224.mae", "mae_finetuned_vit_base.pth"),
     "MAE ViT-H/14": ModelSpec("vit_huge_patch14_224.mae", "mae_finetuned_vit_huge.pth"),
-    "digits target": ModelSpec(DIGITS.target),
 }
 DEIT_TINY = "deit_tiny_patch16_224.fb_in1k"
 GUIDE_SPECS = {
@@ -120,7 +111,6 @@ GUIDE_SPECS = {
     "own rollout": GuideSpec("rollout"),
     "deit_tiny rollout": GuideSpec("rollout", DEIT_TINY),
     "eva02_tiny rollout": GuideSpec("rollout", "eva02_tiny_patch14_224.mim_in22k"),
-    "digits_guide rollout": GuideSpec("rollout", DIGITS.guide_model),
     "resnet student of deit_tiny rollout (max)": GuideSpec("student", DEIT_TINY, student="resnet-deit-max"),
     "resnet student of deit_tiny rollout (min)": GuideSpec("student", DEIT_TINY, "min", student="resnet-deit-min"),
     "resnet student of mae rollout": GuideSpec("student", "vit_base_patch16_224.mae", student="resnet-mae-max"),
@@ -156,17 +146,6 @@ CHARTS = {
     ),
 }
 RECIPES = {name: PublishedExperiment(name, title, curves) for name, (title, curves) in CHARTS.items()}
-RECIPES["embedded"] = PublishedExperiment(
-    "embedded",
-    "Offline stand-in: a small ViT on digit scenes; model and data are others than the published ViT-B/16's",
-    (
-        *_curves("digits target", "base16", "random", "own rollout"),
-        Curve("digits target", "digits_guide rollout", ("base16", "deit_tiny rollout")),
-    ),
-    data=DIGITS.data,
-    split=DIGITS.split,
-    num_images=400,
-)
 
 
 def choose_recipe(name: str) -> PublishedExperiment:

@@ -13,6 +13,7 @@ from vitsal.analysis.cost import count_operations
 from vitsal.choices import STUDENTS
 from vitsal.course import recipes
 from vitsal.course.cast import outline_of
+from vitsal.course.presets import KEEP_RATIOS
 from vitsal.models.loading import find_weights, load_model, megabytes, weights_dir_file
 from vitsal.models.tokens import input_size
 from vitsal.reduction.drop import forward_kept
@@ -67,7 +68,7 @@ def describe_recipes(*, students: str | Path = STUDENTS, speed: float | None = N
         missing = needed.loc[needed["where"] == "", "megabytes"].sum()
         models = [f"{row.model} ({row.megabytes:.1f} MB, {row.where or 'not here'})" for row in needed.itertuples()]
         row = {"name": recipe.name, "title": recipe.title, "models": "; ".join(models), "missing_mb": missing}
-        row |= {"images": recipe.num_images, "pflop": operations / 1e15}
+        row |= {"images": recipes.NUM_IMAGES, "pflop": operations / 1e15}
         rows.append(row | ({"hours": operations / speed / 3600} if speed else {}))
     return pd.DataFrame(rows)
 
@@ -78,14 +79,14 @@ def count_recipe(recipe: recipes.PublishedExperiment) -> int:
     Each target sees each image whole once, and once for each guide and smaller keep ratio; a guide is one forward pass
     of its model. A run that embeds an image's patches once for all of its passes takes a little less.
     """
-    whole = sum(_count_kept(recipes.TARGETS[label], 1.0) for label in recipe.targets) * (1.0 in recipe.keep_ratios)
-    reduced = [ratio for ratio in recipe.keep_ratios if ratio < 1]
+    whole = sum(_count_kept(recipes.TARGETS[label], 1.0) for label in recipe.targets)
+    reduced = [ratio for ratio in KEEP_RATIOS if ratio < 1]
     curves = sum(
         _count_guide(curve.guide, recipes.TARGETS[curve.target])
         + sum(_count_kept(recipes.TARGETS[curve.target], ratio) for ratio in reduced)
         for curve in recipe.curves
     )
-    return recipe.num_images * (whole + curves)
+    return recipes.NUM_IMAGES * (whole + curves)
 
 
 @cache
