@@ -31,6 +31,8 @@ figures: $(INSTALLED)  ## regenerate the figures that the README shows
 notebooks: $(INSTALLED)  ## execute the notebooks at full size, in place, as they are committed, and check them
 	cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.store_widget_state=False *.ipynb solutions/*.ipynb
+	cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams \
+		*.ipynb solutions/*.ipynb  # of a progress bar the last state alone
 	$(BIN)/python -m pytest tests/test_repository.py
 
 lab: $(INSTALLED)  ## open the course in JupyterLab, which by itself takes no upload over 10 MB

@@ -25,10 +25,9 @@ NAMES = {
     "rollout": "own rollout",
     "grad-rollout": "own gradient rollout",
     "student convnet": "convnet, taught rollout",
-    "student transformer": "transformer, taught rollout",
-    "student convnet-grad": "convnet, taught gradient rollout",
 }
-AGAINST_CENTER = ("student position", "student convnet", "student transformer", "student convnet-grad", "rollout")
+AGAINST_CENTER = ("student position", "student convnet", "rollout")
+SIZES = (192, 160, 144, 128, 112)  # pixels of a smaller image
 
 
 def outcomes_of(data: str, size: str = "") -> Outcomes:
@@ -58,6 +57,16 @@ def difference_rows(outcomes: Outcomes) -> list[str]:
     return rows
 
 
+def smaller_rows() -> list[str]:
+    """Top-1 in % on smaller images, and what share of the tokens they are."""
+    rows = []
+    for size in SIZES:
+        found = [summarize(outcomes_of(data, f"-{size}px"), "").iloc[0] for data in DATA]
+        values = [f"{100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in found]
+        rows.append(f"| {' | '.join([f'{size} x {size}', f'{100 * (size // 16) ** 2 / 196:.0f} %', *values])} |")
+    return rows
+
+
 def whole_line(outcomes: Outcomes) -> str:
     row = summarize(outcomes, "").query("keep_ratio == 1").iloc[0]
     return f"Nothing dropped: {100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
@@ -68,6 +77,11 @@ def test_tables_are_what_was_measured(data):
     outcomes = outcomes_of(data)
     assert len(outcomes.names) == DATA[data]
     for line in [*accuracy_rows(outcomes), *difference_rows(outcomes), whole_line(outcomes)]:
+        assert line in README
+
+
+def test_table_of_smaller_images():
+    for line in smaller_rows():
         assert line in README
 
 
@@ -82,3 +96,4 @@ if __name__ == "__main__":
     for data in DATA:
         outcomes = outcomes_of(data)
         print(f"\n{data}\n", *accuracy_rows(outcomes), whole_line(outcomes), *difference_rows(outcomes), sep="\n")
+    print("\nsmaller\n", *smaller_rows(), sep="\n")
