@@ -28,6 +28,7 @@ from vitsal.experiments.measured import read_outcomes
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
 from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
 from vitsal.guides.factory import picture_guide
+from vitsal.models.classes import class_names, top_classes
 from vitsal.models.loading import load_model, load_sized_model
 from vitsal.models.pixels import to_pixels
 from vitsal.models.tokens import model_transform
@@ -110,6 +111,8 @@ def test_explain_writes_the_numbers_of_the_maps(folder, checkpoint, tmp_path, ki
             rows = table[(table.image == name) & (table.guide == guide) & (table["head"] == head)]
             shown = torch.from_numpy(rows.pivot_table("saliency", "row", "column").to_numpy()).float()
             torch.testing.assert_close(shown, expected(image)[0])
+            (likeliest,) = top_classes(vit(image)[0], class_names(vit), 1)
+            assert set(rows.predicted) == {str(likeliest)}
     assert len(table) == 2 * (1 + 3) * 196
 
 

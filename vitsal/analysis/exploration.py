@@ -82,7 +82,8 @@ class Exploration:
 def map_table(pictures: Mapping[str, Image.Image], model: nn.Module, guides: Mapping[str, Guide]) -> pd.DataFrame:
     """What guides say of pictures, name -> picture in RGB, in numbers: one row per picture, guide and patch.
 
-    Columns: image, guide, head (from 1; 0 where the guide gives one map), row, column, saliency (raw, float32).
+    Columns: image, predicted (the likeliest class, and how likely), guide, head (from 1; 0 where the guide gives one
+    map), row, column, saliency (raw, float32).
     """
     tables = []
     for name, picture in tqdm(pictures.items(), desc="images", mininterval=1, delay=2):
@@ -91,5 +92,6 @@ def map_table(pictures: Mapping[str, Image.Image], model: nn.Module, guides: Map
             maps = seen.saliency(guide).numpy()
             head, row, column = np.indices((1, *maps.shape) if maps.ndim == 2 else maps.shape).reshape(3, -1)
             place = {"head": head + (maps.ndim == 3), "row": row, "column": column, "saliency": maps.ravel()}
-            tables.append(pd.DataFrame({"image": name, "guide": guide_name, **place}))
+            predicted = str(seen.predictions[0]) if seen.predictions else ""
+            tables.append(pd.DataFrame({"image": name, "predicted": predicted, "guide": guide_name, **place}))
     return pd.concat(tables, ignore_index=True).astype({"head": "int16", "row": "int16", "column": "int16"})

@@ -15,8 +15,11 @@ from .charts import (
 from .drawings import draw_rollout as draw_rollout, draw_short_way as draw_short_way
 from .explorer import Explorer as Explorer, load_named as load_named
 from .explorer_figure import (
+    add_canvas as add_canvas,
     download_links as download_links,
     draw_exploration as draw_exploration,
+    place_picture as place_picture,
+    place_predictions as place_predictions,
 )
 from .overlays import (
     HEAT_MAP as HEAT_MAP,
