@@ -6,6 +6,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from vitsal.experiments.measured import read_outcomes
@@ -34,13 +35,17 @@ def outcomes_of(data: str, size: str = "") -> Outcomes:
     return read_outcomes(MEASURED / f"deit_tiny-{data}{size}.parquet")
 
 
+def percent(row: pd.Series) -> str:
+    """Top-1 in % with its Wilson interval."""
+    return f"{100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
+
+
 def accuracy_rows(outcomes: Outcomes) -> list[str]:
     """Top-1 in % with its Wilson interval, and the share of the gap from random to rollout."""
     cells = summarize(outcomes, "").set_index(["guide", "keep_ratio"])
     rows = []
     for guide, name in NAMES.items():
-        shown = [cells.loc[guide, ratio] for ratio in RATIOS]
-        values = [f"{100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in shown]
+        values = [percent(cells.loc[guide, ratio]) for ratio in RATIOS]
         share = recovered_share(outcomes, guide, SHARE_AT, chance="random", ideal="rollout")
         said = {"random": "0", "rollout": "1"}.get(guide, "{:.2f} [{:.2f}, {:.2f}]".format(*share))
         rows.append(f"| {' | '.join([name, *values, said])} |")
@@ -61,15 +66,13 @@ def smaller_rows() -> list[str]:
     """Top-1 in % on smaller images, and what share of the tokens they are."""
     rows = []
     for size in SIZES:
-        found = [summarize(outcomes_of(data, f"-{size}px"), "").iloc[0] for data in DATA]
-        values = [f"{100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in found]
+        values = [percent(summarize(outcomes_of(data, f"-{size}px"), "").iloc[0]) for data in DATA]
         rows.append(f"| {' | '.join([f'{size} x {size}', f'{100 * (size // 16) ** 2 / 196:.0f} %', *values])} |")
     return rows
 
 
 def whole_line(outcomes: Outcomes) -> str:
-    row = summarize(outcomes, "").query("keep_ratio == 1").iloc[0]
-    return f"Nothing dropped: {100 * row.top1:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
+    return f"Nothing dropped: {percent(summarize(outcomes, '').query('keep_ratio == 1').iloc[0])}"
 
 
 @pytest.mark.parametrize("data", DATA)

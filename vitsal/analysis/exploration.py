@@ -88,10 +88,10 @@ def map_table(pictures: Mapping[str, Image.Image], model: nn.Module, guides: Map
     tables = []
     for name, picture in tqdm(pictures.items(), desc="images", mininterval=1, delay=2):
         seen = Exploration(model, picture)
+        told = {"image": name, "predicted": str(seen.predictions[0]) if seen.predictions else ""}
         for guide_name, guide in guides.items():
             maps = seen.saliency(guide).numpy()
             head, row, column = np.indices((1, *maps.shape) if maps.ndim == 2 else maps.shape).reshape(3, -1)
             place = {"head": head + (maps.ndim == 3), "row": row, "column": column, "saliency": maps.ravel()}
-            predicted = str(seen.predictions[0]) if seen.predictions else ""
-            tables.append(pd.DataFrame({"image": name, "predicted": predicted, "guide": guide_name, **place}))
+            tables.append(pd.DataFrame(told | {"guide": guide_name, **place}))
     return pd.concat(tables, ignore_index=True).astype({"head": "int16", "row": "int16", "column": "int16"})
