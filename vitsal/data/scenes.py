@@ -10,7 +10,7 @@ Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``d
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ AFFINE, BICUBIC, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BICUBIC, Im
 SIZE = 112  # pixels on each side of a scene
 GLYPH_CELL = 8  # pixels of a cached glyph per pixel of the 8 x 8 digit
 GLYPH = 10 * GLYPH_CELL  # the digit and one empty pixel around it, so that strokes end inside the glyph
+GAP = 3  # pixels at least between the boxes of two digits
 PHOTOGRAPHS = {
     "train": (
         "astronaut.png", "brick.png", "camera.png", "flower.jpg", "grass.png", "gravel.png",
@@ -37,16 +38,6 @@ PHOTOGRAPHS = {
 _load_digits = cache(sklearn.datasets.load_digits)
 
 
-class Scene(NamedTuple):
-    """Image (112, 112, 3) uint8, mask of the digit's ink (112, 112) bool, and what the scene was made of."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    label: int
-    digit: int  # row in sklearn.datasets.load_digits()
-    photograph: str
-
-
 class Pose(NamedTuple):
     """Where a digit lies: center (x, y) and side of its 8 x 8 box in pixels, rotation in radians, shear."""
 
@@ -54,6 +45,33 @@ class Pose(NamedTuple):
     side: float
     angle: float
     shear: float
+
+
+class Digit(NamedTuple):
+    """One digit of a scene: its label, mask of its ink (112, 112) bool, side of its 8 x 8 box in pixels, its source."""
+
+    label: int
+    mask: np.ndarray
+    side: float
+    row: int  # in sklearn.datasets.load_digits()
+
+
+class Scene(NamedTuple):
+    """Image (112, 112, 3) uint8, and what it was made of: digits, the largest first, and a photograph."""
+
+    image: np.ndarray
+    digits: tuple[Digit, ...]
+    photograph: str
+
+    @property
+    def label(self) -> int:
+        """The largest digit's."""
+        return self.digits[0].label
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The largest digit's, (112, 112) bool."""
+        return self.digits[0].mask
 
 
 @cache
@@ -139,36 +157,73 @@ def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
     return radius * points @ np.array([[cos, sin], [-sin, cos]])
 
 
-def _backdrop(rng: np.random.Generator, photograph: Image.Image, pose: Pose) -> np.ndarray:
-    """Crop of a photograph with up to four shapes beside the digit, (112, 112, 3) float32."""
+def _poses(rng: np.random.Generator, sides: Sequence[float], taken: Sequence[Pose]) -> list[Pose]:
+    """A pose for each side, anywhere in the scene but in no box that is taken; none where no room is found."""
+    poses = list(taken)
+    for side in sides:
+        for center in rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, (20, 2)):
+            if all(np.abs(center - pose.center).max() > (side + pose.side) / 2 + GAP for pose in poses):
+                poses.append(Pose(center, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)))
+                break
+    return poses[len(taken) :]
+
+
+def _backdrop(rng: np.random.Generator, photograph: Image.Image, digits: Sequence[Pose]) -> np.ndarray:
+    """Crop of a photograph with up to four shapes beside the digits, (112, 112, 3) float32."""
     crop = _crop(rng, photograph)
     background = np.asarray(crop.reduce(8)).mean((0, 1))
     layer = Image.new("RGBA", (2 * SIZE, 2 * SIZE))  # twice the size, halved below: smooth edges
     draw = ImageDraw.Draw(layer)
     for _ in range(rng.integers(2, 5)):
         radius, center = rng.uniform(3.5, 8), rng.uniform(0, SIZE, 2)
-        if np.abs(center - pose.center).max() > pose.side / 2 + radius:
+        if all(np.abs(center - pose.center).max() > pose.side / 2 + radius for pose in digits):
             outline, colour = _outline(rng, radius), _standout_colour(rng, background)
             draw.polygon([tuple(point) for point in 2 * (center + outline)], fill=tuple(colour.astype(int)))
     crop.paste(shapes := layer.reduce(2), mask=shapes)
     return np.asarray(crop, np.float32)
 
 
+def _fragment(rng: np.random.Generator, glyph: np.ndarray) -> np.ndarray:
+    """Less than half of a glyph: what lies beyond a line at a random angle."""
+    angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.1) * GLYPH
+    y, x = np.mgrid[:GLYPH, :GLYPH] - (GLYPH - 1) / 2
+    return glyph * (np.cos(angle) * x + np.sin(angle) * y > offset).astype(np.uint8)
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray, faintest: float) -> np.ndarray:
+    """Paint over ``image``, in place, with a colour that stands out there, at random opacity; the mask of the ink."""
+    pixels, inked = image.reshape(-1, 3), np.flatnonzero(ink)
+    under, opacity = pixels[inked], rng.uniform(faintest, 1) * ink.ravel()[inked, None]
+    pixels[inked] = under + opacity * (_standout_colour(rng, under.mean(0)) - under)
+    return ink > 0
+
+
 def make_scene(split: str, seed: int, index: int) -> Scene:
-    """Scene ``index`` of a split: the same arguments give the same bits, whatever was made before."""
+    """Scene ``index`` of a split: the same arguments give the same bits, whatever was made before.
+
+    No two digits of a scene have the same label, so that a class means one of them.
+    """
     rng = np.random.default_rng([list(PHOTOGRAPHS).index(split), seed, index])
-    digit = int(rng.choice(digit_rows(split)))
     photograph = str(rng.choice(PHOTOGRAPHS[split]))
-    side = rng.uniform(44, 54)
-    center = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
-    pose = Pose(center, side, rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15))
-    ink = _ink(enlarged_digit(digit, GLYPH), pose)
-    mask = ink > 0
-    backdrop = _backdrop(rng, _small_photograph(photograph), pose)
-    colour = _standout_colour(rng, backdrop[mask].mean(0))
-    image = backdrop.copy()
-    image[mask] += ink[mask, None] * (colour - backdrop[mask])
-    return Scene(image.astype(np.uint8), mask, int(_load_digits().target[digit]), digit, photograph)
+    side = rng.uniform(42, 54)
+    others = side * -np.sort(-rng.uniform(0.45, 0.65, rng.choice(3, p=(0.1, 0.5, 0.4))))
+    poses = _poses(rng, [side, *others], [])
+    image = _backdrop(rng, _small_photograph(photograph), poses)
+    for pose in _poses(rng, rng.uniform(26, 46, rng.integers(1, 4)), poses):
+        _paint(rng, image, _ink(_fragment(rng, enlarged_digit(rng.choice(digit_rows(split)), GLYPH)), pose), 0.4)
+    digits = []
+    labels = rng.permutation(10)[: len(poses)].tolist()
+    for pose, label in zip(poses, labels, strict=True):
+        row = int(rng.choice(_rows_of(split, label)))
+        mask = _paint(rng, image, _ink(enlarged_digit(row, GLYPH), pose), 0.3 if digits else 0.6)
+        digits.append(Digit(label, mask, float(pose.side), row))
+    return Scene(image.astype(np.uint8), tuple(digits), photograph)
+
+
+@cache
+def _rows_of(split: str, label: int) -> np.ndarray:
+    rows = digit_rows(split)
+    return rows[_load_digits().target[rows] == label]
 
 
 class DigitScenes(torch.utils.data.Dataset):

@@ -2,23 +2,24 @@
 
 What makes small ViTs learn from scratch within minutes on two CPU cores:
 
-- They first see few patches of a scene, all of the digit's among them; then more; in the last stage, all.
-  So masks choose what is shown in the first epochs, but no loss sees one: nobody tells a model where to look.
-- Positions begin as sines, so that neighbours in the grid begin as neighbours (Beyer et al. 2022, "Better
-  plain ViT baselines for ImageNet-1k").
+- They first see few patches of a scene, all of the largest digit's among them, and learn to read; then more, those of
+  all digits among them, and learn which one to read; in the last stage, all patches. So masks choose what is shown in
+  the first epochs, but no loss sees one: nobody tells a model where to look.
+- Attention begins near what trained ViTs come to: like attends to like, and positions are sines, so that heads begin
+  local, each with a reach of its own (Trockman & Kolter 2023, "Mimetic initialization of self-attention layers",
+  arXiv:2305.09828).
 - Muon (Jordan et al. 2024), as timm has it: matrices by Muon, the rest by AdamW. Measured here, it needs
   about half as many scenes as AdamW alone.
 
 ``vitsal_digits_target_drop`` goes on from the weights of ``vitsal_digits_target``, random patches dropped.
 
-What was chosen by a look at test scenes: how large digits are, how small and few the other shapes. The rest was chosen
-by losses on training scenes.
+Everything was chosen by losses and accuracies on training scenes, and on test scenes of another seed.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import timm
@@ -40,21 +41,28 @@ from vitsal.reduction.drop import forward_kept
 
 GRID = 14  # patches on each side of a scene
 BATCH = 32
+LONGEST_WAVE = 100  # of the sines that positions begin as, in patches, divided by 2 pi
+STRENGTHS = (0.3, 0.8, 1.7, 3.5)  # of the heads of each block, see `mimetic`
 # CPUs are slow at the bfloat16 that is timm's default
 NEWTON_SCHULZ = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
+class Stage(NamedTuple):
+    """Epochs in which each batch draws how many patches it shows: those sure to be shown, and random others."""
+
+    epochs: int
+    fewest: int
+    most: int
+    sure: str = "none"  # patches of the "largest" digit, of all "digits", or "none"
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How one model is trained, in stages of (epochs, fewest patches shown, most patches shown).
+    """How one model is trained."""
 
-    Each batch draws its number of patches: all of the digit's and random others, or random ones only.
-    """
-
-    stages: tuple[tuple[int, int, int], ...]
+    stages: tuple[Stage, ...]
     learning_rate: float
     start: str | None = None  # the model whose weights it starts from
-    whole_digit: bool = True
     epoch_size: int = 4_000
     test_scenes: int = 2_000
 
@@ -64,44 +72,62 @@ class Schedule:
         return self.epoch_size // BATCH
 
     @property
-    def shown(self) -> list[tuple[int, int]]:
-        """Fewest and most patches shown in each epoch."""
-        return [(fewest, most) for epochs, fewest, most in self.stages for _ in range(epochs)]
+    def epochs(self) -> list[Stage]:
+        """The stage of each epoch."""
+        return [stage for stage in self.stages for _ in range(stage.epochs)]
 
 
 RECIPES = {
-    "vitsal_digits_target": Schedule(((10, 32, 32), (6, 64, 64), (4, 112, 112), (8, 196, 196)), 2e-3),
-    "vitsal_digits_target_drop": Schedule(((4, 20, 196),), 5e-4, "vitsal_digits_target", whole_digit=False),
-    "vitsal_digits_guide": Schedule(((16, 32, 32), (8, 64, 64), (4, 112, 112), (6, 196, 196)), 3e-3),
+    "vitsal_digits_target": Schedule(
+        (Stage(8, 32, 32, "largest"), Stage(10, 64, 64, "digits"), Stage(8, 112, 112, "digits"), Stage(6, 196, 196)),
+        2e-3,
+    ),
+    "vitsal_digits_target_drop": Schedule((Stage(4, 20, 196),), 5e-4, "vitsal_digits_target"),
+    "vitsal_digits_guide": Schedule(
+        (Stage(12, 32, 32, "largest"), Stage(10, 64, 64, "digits"), Stage(8, 112, 112, "digits"), Stage(6, 196, 196)),
+        3e-3,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images (N, 112, 112, 3) uint8, labels (N,), and which patches the digit touches, (N, 196) bool."""
+    """Images (N, 112, 112, 3) uint8, labels (N,), and the patches that the largest digit and all digits touch.
+
+    Patches are (N, 196), bool.
+    """
 
     images: Tensor
     labels: Tensor
-    touched: Tensor
+    largest: Tensor
+    digits: Tensor
 
     @classmethod
     def make(cls, split: str, seed: int, indices: range) -> "Scenes":
         """These scenes of a split, in memory: 38 kB each."""
         scenes = [make_scene(split, seed, index) for index in indices]
         images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
-        masks = torch.from_numpy(np.stack([scene.mask for scene in scenes]))
-        touched = F.max_pool2d(masks.float(), masks.shape[-1] // GRID).flatten(1) > 0
-        return cls(images, torch.tensor([scene.label for scene in scenes]), touched)
+        largest = [scene.mask for scene in scenes]
+        digits = [np.any([digit.mask for digit in scene.digits], axis=0) for scene in scenes]
+        touched = [patch_masks(np.stack(masks)) for masks in (largest, digits)]
+        return cls(images, torch.tensor([scene.label for scene in scenes]), *touched)
 
     def inputs(self) -> Tensor:
         """Images under the models' own normalisation, (N, 3, 112, 112) in -1..1."""
         return self.images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def shown_patches(touched: Tensor, shown: tuple[int, int], whole_digit: bool) -> Tensor:
-    """Patches shown, (B, K), K drawn from ``shown`` with both ends; ``touched`` (B, 196) by the digit."""
-    order = torch.rand(touched.shape) + touched * whole_digit
-    return order.argsort(1, descending=True)[:, : torch.randint(shown[0], shown[1] + 1, ()).item()]
+def patch_masks(masks: np.ndarray) -> Tensor:
+    """Which patches hold pixels of a mask: (N, 112, 112) bool -> (N, 196) bool."""
+    return F.max_pool2d(torch.from_numpy(masks).float(), masks.shape[-1] // GRID).flatten(1) > 0
+
+
+def shown_patches(scenes: Scenes, stage: Stage) -> Tensor:
+    """Patches shown, (B, K): the sure ones first, then random ones; K is drawn, the same for all scenes."""
+    order = torch.rand(scenes.digits.shape)
+    if stage.sure != "none":
+        order += getattr(scenes, stage.sure)
+    return order.argsort(1, descending=True)[:, : torch.randint(stage.fewest, stage.most + 1, ()).item()]
 
 
 @torch.inference_mode()
@@ -114,13 +140,44 @@ def accuracy(model: nn.Module, size: int, seed: int) -> float:
 
 
 def new_model(name: str, weights: Path | None) -> nn.Module:
-    """The model with the weights of a file, or with new ones and positions that begin as sines."""
+    """The model with the weights of a file, or with new ones that begin as `mimetic` says."""
     model = timm.create_model(name)
     if weights:
         model.load_state_dict(load_file(weights))
     else:
-        model.pos_embed.data[:, 1:] = build_sincos2d_pos_embed([GRID, GRID], dim=model.embed_dim) / 2
+        mimetic(model)
     return model
+
+
+@torch.no_grad()
+def mimetic(model: nn.Module) -> None:
+    """Begin as trained ViTs end: Trockman & Kolter 2023, with a strength for each head instead of one for all.
+
+    Products of a head's query and key weights begin near a multiple of the identity, those of value and projection
+    weights near minus the identity, positions as sines. The stronger the multiple, the closer a head's reach.
+    """
+    width = model.embed_dim
+    model.pos_embed[:, 1:] = build_sincos2d_pos_embed([GRID, GRID], dim=width, temperature=LONGEST_WAVE)
+    for block in model.blocks:
+        queries, keys, values = block.attn.qkv.weight.view(3, -1, width)
+        heads = (weights.chunk(len(STRENGTHS)) for weights in (queries, keys))
+        for strength, query, key in zip(STRENGTHS, *heads, strict=True):
+            left, right = factors(strength * (torch.eye(width) + 0.7 * noise(width)), len(query))
+            query[:], key[:] = left.T, right
+        left, right = factors(0.4 * (noise(width) - torch.eye(width)), width)
+        values[:], block.attn.proj.weight[:] = left.T, right.T
+
+
+def noise(width: int) -> Tensor:
+    """Square, of normal numbers of variance 1 / width."""
+    return torch.randn(width, width) / width**0.5
+
+
+def factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Two matrices, (D, rank) and (rank, D), whose product is the best of that rank to a square one."""
+    left, values, right = torch.linalg.svd(product)
+    roots = values[:rank].sqrt()
+    return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
 def train_epoch(
@@ -128,12 +185,12 @@ def train_epoch(
 ) -> None:
     """One epoch of scenes never seen before."""
     model.train()
-    steps = len(recipe.shown) * recipe.steps  # of the whole training: 60 of warm-up, then half a cosine
+    steps = len(recipe.epochs) * recipe.steps  # of the whole training: 60 of warm-up, then half a cosine
     scheduler = CosineLRScheduler(optimizer, steps, lr_min=1e-6, t_in_epochs=False, warmup_t=60, warmup_lr_init=1e-6)
     for step in range(epoch * recipe.steps, (epoch + 1) * recipe.steps):
         scheduler.step_update(step)
         scenes = Scenes.make("train", seed, range(step * BATCH, (step + 1) * BATCH))
-        keep = shown_patches(scenes.touched, recipe.shown[epoch], recipe.whole_digit)
+        keep = shown_patches(scenes, recipe.epochs[epoch])
         logits = forward_kept(model, scenes.inputs(), keep)
         loss = F.cross_entropy(logits, scenes.labels, label_smoothing=0.05)
         optimizer.zero_grad()
@@ -161,9 +218,9 @@ def train(name: str, seed: int, output: Path, recipe: Schedule) -> float:
     model = new_model(name, recipe.start and output / f"{recipe.start}.safetensors")
     optimizer = create_optimizer_v2(model, "muon", lr=recipe.learning_rate, weight_decay=0.05)
     checkpoint = output / f"{name}.checkpoint.pt"
-    for epoch in range(restore(checkpoint, model, optimizer), len(recipe.shown)):
+    for epoch in range(restore(checkpoint, model, optimizer), len(recipe.epochs)):
         torch.manual_seed(seed * 1000 + epoch)
-        with tqdm(total=recipe.epoch_size, desc=f"{name} {epoch + 1}/{len(recipe.shown)}", mininterval=1) as progress:
+        with tqdm(total=recipe.epoch_size, desc=f"{name} {epoch + 1}/{len(recipe.epochs)}", mininterval=1) as progress:
             train_epoch(model, optimizer, recipe, epoch, seed, progress)
             share = accuracy(model, min(256, recipe.test_scenes), seed)
             progress.set_postfix_str(f"{progress.postfix}, test accuracy {share:.3f}")

@@ -1,6 +1,6 @@
 """Three small ViTs for the digit scenes, registered with timm; their weights lie in `vitsal/embedded`.
 
-All take images (B, 3, 112, 112) as 14 x 14 patches of 8 pixels, and tell the digit from their class token.
+All take images (B, 3, 112, 112) as 14 x 14 patches of 8 pixels, and tell the largest digit from their class token.
 Trained by ``python -m vitsal.embedded.train`` on ``vitsal.data.scenes``; after ``import vitsal.models.digits``,
 ``timm.create_model("vitsal_digits_target", pretrained=True)`` gives one, without a download.
 """
@@ -13,9 +13,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 WEIGHTS = Path(__file__).parents[1] / "embedded"
 MODEL_NAMES = ("vitsal_digits_target", "vitsal_digits_target_drop", "vitsal_digits_guide")
-TARGET = {"embed_dim": 96, "depth": 6, "num_heads": 3}
-GUIDE = {"embed_dim": 48, "depth": 3, "num_heads": 3}
-
+TARGET = {"embed_dim": 96, "depth": 6, "num_heads": 4}
+GUIDE = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 
 CFG = {
     "num_classes": 10,
@@ -52,5 +51,5 @@ def vitsal_digits_target_drop(pretrained: bool = False, **options: Any) -> Visio
 
 @register_model
 def vitsal_digits_guide(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """The guide: three blocks of width 48, about a sixth of the target's operations."""
+    """The guide: three blocks of width 64, about a quarter of the target's operations."""
     return _create("vitsal_digits_guide", pretrained, GUIDE, options)
