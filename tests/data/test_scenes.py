@@ -1,4 +1,4 @@
-"""The embedded digit scenes: repeatable, split cleanly, and honest about where the digit is."""
+"""The embedded digit scenes: repeatable, split cleanly, and honest about where which digit is."""
 
 import time
 
@@ -21,13 +21,16 @@ def test_a_scene_depends_on_split_seed_and_index_only() -> None:
     assert all(not np.array_equal(other.image, small[4][0]) for other in others)
 
 
-def test_splits_share_neither_digits_nor_photographs() -> None:
+def test_splits_share_neither_digits_nor_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
     rows = np.concatenate([digit_rows("train"), digit_rows("test")])
     assert np.array_equal(np.sort(rows), np.arange(1797))
+    used = set()  # by fragments too
+    monkeypatch.setattr(scenes, "enlarged_digit", lambda row, side: used.add(int(row)) or enlarged_digit(row, side))
     for split in PHOTOGRAPHS:
+        used.clear()
         made = [make_scene(split, 0, index) for index in range(120)]
-        assert {scene.digit for scene in made} <= set(digit_rows(split))
+        assert {digit.row for scene in made for digit in scene.digits} < used <= set(digit_rows(split).tolist())
         assert {scene.photograph for scene in made} == set(PHOTOGRAPHS[split])
 
 
@@ -38,17 +41,59 @@ def test_digit_images_are_disjoint_too() -> None:
 
 
 @pytest.mark.parametrize("index", range(20))
-def test_outside_the_mask_the_digit_changes_nothing(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
-    scene = make_scene("test", 0, index)
-    monkeypatch.setattr(scenes, "_ink", lambda glyph, pose: np.zeros((112, 112), np.float32))
-    with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning):  # mean colour behind no ink
-        without = make_scene("test", 0, index)
-    changed = (scene.image != without.image).any(-1)
-    assert not changed[~scene.mask].any()
-    assert changed[scene.mask].mean() > 0.95
+def test_outside_its_mask_a_digit_changes_nothing(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    scene, ink = make_scene("test", 0, index), scenes._ink
+    for digit in scene.digits:
+        absent = enlarged_digit(digit.row, scenes.GLYPH)
+        monkeypatch.setattr(scenes, "_ink", lambda glyph, pose, absent=absent: (glyph is not absent) * ink(glyph, pose))
+        changed = (scene.image != make_scene("test", 0, index).image).any(-1)
+        assert not changed[~digit.mask].any()
+        assert changed[digit.mask].mean() > 0.9
 
 
-def test_every_digit_lies_whole_in_its_scene_and_anywhere_in_it() -> None:
+def test_the_largest_of_one_to_three_digits_stands_apart_and_decides() -> None:
+    made = [make_scene("train", 2, index) for index in range(300)]
+    for scene in made:
+        largest, *others = scene.digits
+        assert (scene.label, scene.mask is largest.mask) == (largest.label, True)
+        assert 42 <= largest.side <= 54
+        sides = [digit.side / largest.side for digit in others]
+        assert sides == sorted(sides, reverse=True)
+        assert all(0.45 <= side <= 0.65 for side in sides)
+        assert len({digit.label for digit in scene.digits}) == len(scene.digits)
+        assert np.sum([digit.mask for digit in scene.digits], axis=0).max() == 1  # ink lies on no other digit's
+    shares = np.bincount([len(scene.digits) for scene in made], minlength=4)[1:] / 300
+    assert np.allclose(shares, [0.1, 0.5, 0.4], atol=0.07)  # at times there is no room for a third
+
+
+def test_other_digits_may_be_faint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of colour that the ink lays over the photograph: at least 0.6 in the largest, down to 0.3 in others."""
+    faintest, paint = [], scenes._paint
+    monkeypatch.setattr(scenes, "_paint", lambda *given: faintest.append(given[-1]) or paint(*given))
+    scene = make_scene("test", 0, 5)
+    assert faintest[-len(scene.digits) :] == [0.6, 0.3, 0.3]
+    opacities = []
+    for seed in range(200):
+        image, ink = np.zeros((112, 112, 3), np.float32), np.zeros((112, 112), np.float32)
+        ink[50:60, 40:80] = 1
+        mask = paint(np.random.default_rng(seed), image, ink, 0.3)
+        assert np.array_equal(mask, ink > 0)
+        assert not image[~mask].any()
+        opacities.append(image.max() / 255)  # each colour is full in one channel
+    assert 0.3 <= min(opacities) < 0.32
+    assert 0.98 < max(opacities) <= 1
+
+
+def test_a_fragment_is_less_than_half_of_a_glyph() -> None:
+    rng, glyph = np.random.default_rng(0), np.arange(1, scenes.GLYPH**2 + 1).reshape(scenes.GLYPH, scenes.GLYPH)
+    for _ in range(50):
+        kept = scenes._fragment(rng, glyph)
+        assert (kept == glyph)[kept > 0].all()
+        assert not (kept * kept[::-1, ::-1]).any()  # of two opposite pixels one is cut away
+        assert 0.35 < (kept > 0).mean() <= 0.5
+
+
+def test_every_largest_digit_lies_whole_in_its_scene_and_anywhere_in_it() -> None:
     masks = np.stack([make_scene("test", 1, index).mask for index in range(400)])
     assert (masks.mean((1, 2)) > 0.015).all()
     assert (masks.mean((1, 2)) < 0.11).all()
@@ -60,7 +105,7 @@ def test_every_digit_lies_whole_in_its_scene_and_anywhere_in_it() -> None:
 
 def test_labels_are_the_digits_own_and_balanced() -> None:
     made = [make_scene("train", 0, index) for index in range(400)]
-    assert all(load_digits().target[scene.digit] == scene.label for scene in made[:20])
+    assert all(load_digits().target[digit.row] == digit.label for scene in made[:20] for digit in scene.digits)
     assert np.bincount([scene.label for scene in made], minlength=10).min() > 22
 
 
@@ -106,7 +151,8 @@ def test_photographs_are_those_of_the_two_packages() -> None:
 def test_an_enlarged_digit_is_the_glyph_of_the_scenes_and_keeps_its_strokes(monkeypatch: pytest.MonkeyPatch) -> None:
     glyphs, ink = [], scenes._ink
     monkeypatch.setattr(scenes, "_ink", lambda glyph, pose: glyphs.append(glyph) or ink(glyph, pose))
-    assert np.array_equal(enlarged_digit(make_scene("test", 0, 0).digit, scenes.GLYPH), glyphs[0])
+    whole = [enlarged_digit(digit.row, scenes.GLYPH) for digit in make_scene("test", 0, 0).digits]
+    assert len(whole) == sum(any(glyph is digit for digit in whole) for glyph in glyphs)
     large = enlarged_digit(3, 200)
     assert large.shape == (200, 200)
     cells = large[20:-20, 20:-20].reshape(8, 20, 8, 20).mean((1, 3))  # without the empty rim, pixel by pixel

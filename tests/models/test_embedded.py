@@ -1,5 +1,6 @@
 """The embedded models: what they weigh, what they know, and that they can be trained again."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -7,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vitsal.analysis.localization import pointing_game
+from vitsal.analysis.probing import attention_distances
 from vitsal.choices import ARCHITECTURES, TEACHERS, TrainingSettings
 from vitsal.data.scenes import make_scene
 from vitsal.embedded import teach, train
@@ -14,7 +16,7 @@ from vitsal.models.digits import MODEL_NAMES, WEIGHTS
 from vitsal.models.pixels import downsample
 from vitsal.students.student import EMBEDDED_STUDENTS, load_student
 
-TINY = train.Schedule(((1, 20, 20), (1, 30, 196)), 1e-3, epoch_size=64, test_scenes=32)
+TINY = train.Schedule((train.Stage(1, 20, 20, "largest"), train.Stage(1, 30, 196)), 1e-3, epoch_size=64, test_scenes=32)
 GUIDE = "vitsal_digits_guide"
 
 
@@ -51,19 +53,47 @@ def test_the_transform_of_timm_is_the_one_of_training() -> None:
     assert torch.allclose(image, train.Scenes.make("test", 0, range(1)).inputs()[0], atol=1e-6)
 
 
-def test_shown_patches_hold_the_whole_digit_or_are_random() -> None:
+def test_shown_patches_hold_whole_digits_or_are_random() -> None:
     torch.manual_seed(0)
-    touched = torch.zeros(4, 196, dtype=torch.bool)
-    touched[:, 50:70] = True
-    shown = train.shown_patches(touched, (32, 32), whole_digit=True)
-    assert shown.shape == (4, 32)
-    assert (touched.gather(1, shown).sum(1) == 20).all()
-    drawn = [train.shown_patches(touched, (20, 196), whole_digit=False) for _ in range(2000)]
+    largest, digits = torch.zeros(2, 4, 196, dtype=torch.bool)
+    largest[:, 50:70] = digits[:, 50:70] = digits[:, 100:110] = True
+    scenes = train.Scenes(torch.empty(0), torch.empty(0), largest, digits)
+
+    def shown(*stage: int | str) -> torch.Tensor:
+        return train.shown_patches(scenes, train.Stage(1, *stage))
+
+    assert shown(32, 32, "largest").shape == (4, 32)
+    assert (largest.gather(1, shown(32, 32, "largest")).sum(1) == 20).all()
+    assert (digits.gather(1, shown(32, 32, "digits")).sum(1) == 30).all()
+    drawn = [shown(20, 196) for _ in range(2000)]
     counts = {patches.shape[1] for patches in drawn}
     assert (min(counts), max(counts)) == (20, 196)
-    digit_patches = sum(touched.gather(1, patches).sum() for patches in drawn)
-    share = digit_patches / sum(patches.numel() for patches in drawn)
+    share = sum(largest.gather(1, patches).sum() for patches in drawn) / sum(patches.numel() for patches in drawn)
     assert abs(share - 20 / 196) < 0.005
+
+
+def test_scenes_to_train_on_know_the_patches_of_the_largest_and_of_all_digits() -> None:
+    made, scenes = make_scene("train", 0, 5), train.Scenes.make("train", 0, range(5, 6))
+    cells = [digit.mask.reshape(14, 8, 14, 8).any((1, 3)).ravel() for digit in made.digits]
+    assert len(cells) > 1
+    assert scenes.largest[0].tolist() == cells[0].tolist()
+    assert scenes.digits[0].tolist() == np.any(cells, axis=0).tolist()
+
+
+def test_heads_begin_with_reaches_of_their_own() -> None:
+    """Heads with the strongest pull to what is like themselves look nearest; uniform attention looks 58 pixels far."""
+    torch.manual_seed(0)
+    model, images = train.new_model(GUIDE, None), train.Scenes.make("train", 0, range(4)).inputs()
+    reach = attention_distances(model, images).mean(0)
+    assert reach[:, 2:].max() < 35 < reach[:, 1].min()
+    assert reach[:, 1].max() < 45 < reach[:, 0].min()
+
+
+def test_factors_multiply_to_the_nearest_product_of_their_rank() -> None:
+    product = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    left, right = train.factors(product, 1)
+    assert torch.allclose(left @ right, torch.tensor([[3.0, 0.0], [0.0, 0.0]]), atol=1e-6)
+    assert torch.allclose(torch.matmul(*train.factors(product, 2)), product, atol=1e-6)
 
 
 class Killed(Exception):
@@ -101,7 +131,7 @@ def test_embedded_students_find_the_digit(architecture: str, method: str) -> Non
     student = load_student(f"digits-{architecture}-{method}")
     scenes = train.Scenes.make("test", 11, range(200))
     saliency = student.saliency(downsample(scenes.images.permute(0, 3, 1, 2) / 255, student.input_size))
-    assert pointing_game(saliency, scenes.touched.view(-1, 14, 14)).float().mean() > 0.9
+    assert pointing_game(saliency, scenes.largest.view(-1, 14, 14)).float().mean() > 0.9
 
 
 def test_embedded_students_are_small() -> None:

@@ -2,9 +2,10 @@
 
 Real handwritten digits (``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, UCI "Optical Recognition of
 Handwritten Digits") are coloured, scaled, rotated, sheared and placed anywhere over crops of real photographs
-(scikit-image's and scikit-learn's sample images), among shapes that are no digits. Each scene knows which
-of its pixels are digit, so a saliency map can be checked against the object that it should find.
-Nothing is downloaded.
+(scikit-image's and scikit-learn's sample images), one to three in a scene, among shapes and fragments of digits. The
+largest digit decides the label; the others, of other classes, have at most 0.65 of its side, and may be faint. Each
+scene knows which of its pixels are which digit, so a saliency map can be checked against the object that it should
+find, and a map for one class against another's. Nothing is downloaded.
 
 Train and test share neither digits nor photographs: see ``PHOTOGRAPHS`` and ``digit_rows``.
 """
@@ -194,7 +195,8 @@ def _paint(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray, faintes
     """Paint over ``image``, in place, with a colour that stands out there, at random opacity; the mask of the ink."""
     pixels, inked = image.reshape(-1, 3), np.flatnonzero(ink)
     under, opacity = pixels[inked], rng.uniform(faintest, 1) * ink.ravel()[inked, None]
-    pixels[inked] = under + opacity * (_standout_colour(rng, under.mean(0)) - under)
+    mean = under.sum(0) / max(len(under), 1)  # a fragment may have no ink
+    pixels[inked] = under + opacity * (_standout_colour(rng, mean) - under)
     return ink > 0
 
 
@@ -227,9 +229,9 @@ def _rows_of(split: str, label: int) -> np.ndarray:
 
 
 class DigitScenes(torch.utils.data.Dataset):
-    """Scenes of one digit each: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the digit's pixels.
+    """Scenes of one to three digits: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the largest digit's pixels.
 
-    The image is a ``PIL.Image`` (RGB, 112 x 112), or what ``transform`` makes of it; the label is the digit.
+    The image is a ``PIL.Image`` (RGB, 112 x 112), or what ``transform`` makes of it; the label is the largest digit.
     Scene i depends on (split, seed, i) only, so a larger data set begins with the scenes of a smaller one; another
     seed, non-negative, gives other scenes of the same digits and photographs. UserError for an unknown split.
 
@@ -238,6 +240,8 @@ class DigitScenes(torch.utils.data.Dataset):
         >>> image, label = scenes[3]
         >>> scenes.mask(3).shape
         (112, 112)
+        >>> [digit.label for digit in scenes.scene(5).digits]  # the largest first
+        [5, 0, 4]
     """
 
     classes: tuple[str, ...] = tuple("0123456789")
@@ -263,7 +267,7 @@ class DigitScenes(torch.utils.data.Dataset):
         return make_scene(self.split, self.seed, index)
 
     def mask(self, index: int) -> np.ndarray:
-        """Pixels of the digit's ink, (112, 112) bool; IndexError outside 0 .. len - 1."""
+        """Pixels of the largest digit's ink, (112, 112) bool; IndexError outside 0 .. len - 1."""
         return self.scene(index).mask
 
     def name(self, index: int) -> str:
