@@ -14,7 +14,7 @@ from vitsal.errors import UserError, check_choice, quoted
 from vitsal.guides import rollout
 from vitsal.guides.attention import AttentionPass, Attentions, attention_of, check_block
 from vitsal.guides.flow import attention_flow
-from vitsal.models.tokens import default_readout, grid_size
+from vitsal.models.tokens import grid_size, readout_options
 from vitsal.reduction.surgery import eval_mode
 
 
@@ -66,7 +66,7 @@ class RolloutGuide(ModelGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         fused = self._fused(record)
-        saliency = rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        saliency = rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **readout_options(self.model))
         return _settled(saliency, fused, self.model)
 
     def _fused(self, record: Attentions) -> list[Tensor]:
@@ -82,7 +82,7 @@ class FlowGuide(RolloutGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         fused = self._fused(record)
-        saliency = attention_flow(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        saliency = attention_flow(fused, discard_ratio=self.discard_ratio, **readout_options(self.model))
         return _settled(saliency, fused, self.model)
 
 
@@ -92,7 +92,7 @@ class LastAttentionGuide(ModelGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         (fused,) = record.fused(rollout.fuse_heads, blocks=[-1])
-        return rollout.last_attention(fused, **_tokens(self.model))
+        return rollout.last_attention(fused, **readout_options(self.model))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class HeadGuide(ModelGuide):
         heads = slice(None) if self.head is None else self.head
         with eval_mode(self.model):
             (attention,) = record.fused(lambda attention: attention[:, heads].float(), blocks=[self.block])
-        rows = rollout.last_attention(attention.flatten(0, -3), **_tokens(self.model))
+        rows = rollout.last_attention(attention.flatten(0, -3), **readout_options(self.model))
         return rows.unflatten(0, attention.shape[:-2])
 
 
@@ -152,7 +152,7 @@ class GradientRolloutGuide(ModelGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         fused = [rollout.fuse_gradient(*pair) for pair in record.with_gradients(self.category_index)]
-        saliency = rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **_tokens(self.model))
+        saliency = rollout.attention_rollout(fused, discard_ratio=self.discard_ratio, **readout_options(self.model))
         return _settled(saliency, fused, self.model)
 
 
@@ -175,19 +175,14 @@ class GradientAttentionGuide(ModelGuide):
 
     def _saliency(self, record: Attentions) -> Tensor:
         fused = [rollout.fuse_positive_gradient(*pair) for pair in record.with_gradients(self.category_index)]
-        return rollout.attention_relevance(fused, **_tokens(self.model))
+        return rollout.attention_relevance(fused, **readout_options(self.model))
 
 
 def _settled(saliency: Tensor, fused: Sequence[Tensor], model: nn.Module) -> Tensor:
     """A map without zeros where the rollout of the same attention, nothing discarded, has none: (B, P) -> (B, P)."""
     if (saliency > 0).all():
         return saliency
-    return rollout.settle_zeros(saliency, rollout.attention_rollout(fused, **_tokens(model)))
-
-
-def _tokens(model: nn.Module) -> dict[str, int | str]:
-    """What the arithmetic needs to know of a model's tokens."""
-    return {"num_prefix_tokens": model.num_prefix_tokens, "readout": default_readout(model)}
+    return rollout.settle_zeros(saliency, rollout.attention_rollout(fused, **readout_options(model)))
 
 
 def check_category(model: nn.Module, category_index: int | None) -> None:

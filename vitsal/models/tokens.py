@@ -28,3 +28,8 @@ def default_readout(model: nn.Module) -> str:
     """Where the model reads its answer: "class" token, or "patches" for average-pooled models."""
     has_class_token = getattr(model, "cls_token", None) is not None
     return "class" if has_class_token and model.global_pool in ("token", "") else "patches"
+
+
+def readout_options(model: nn.Module) -> dict[str, int | str]:
+    """What the arithmetic of rollouts needs to know of a model's tokens: `num_prefix_tokens` and `readout`."""
+    return {"num_prefix_tokens": model.num_prefix_tokens, "readout": default_readout(model)}

@@ -21,7 +21,7 @@ from vitsal.guides.explainers import HeadGuide, RolloutGuide
 from vitsal.guides.rollout import discard_lowest, fuse_heads, last_attention
 from vitsal.models.classes import class_names, top_classes
 from vitsal.models.pixels import downsample, to_pixels
-from vitsal.models.tokens import default_readout, grid_size
+from vitsal.models.tokens import grid_size, readout_options
 from vitsal.pictures.explorer_figure import add_canvas, place_picture, place_predictions
 from vitsal.pictures.overlays import HEAT_MAP, hide_dropped, overlay, scale_map, tile_pictures
 from vitsal.pictures.style import COLOURS, SLIDE, shorten
@@ -58,7 +58,7 @@ def draw_rollout(
     fuse = partial(fuse_heads, head_fusion=head_fusion)
     rollout = RolloutGuide(model, head_fusion, discard_ratio).explain(record)[0]
     one_head = HeadGuide(model, block, head).explain(record)[0]
-    tokens = {"num_prefix_tokens": model.num_prefix_tokens, "readout": default_readout(model)}
+    tokens = readout_options(model)
     fused = last_attention(fuse(record.attentions[block]), **tokens)[0].view_as(rollout)
     pixels, blocks = to_pixels(image, model)[0], len(model.blocks)
     heads, reader = record.attentions[block].shape[1], "class token" if tokens["readout"] == "class" else "mean patch"
