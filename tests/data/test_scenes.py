@@ -8,7 +8,17 @@ import skimage.data
 from sklearn.datasets import load_digits, load_sample_image
 
 from vitsal.data import scenes
-from vitsal.data.scenes import PHOTOGRAPHS, DigitScenes, digit_rows, enlarged_digit, make_scene, photographs
+from vitsal.data.scenes import (
+    LARGE,
+    PHOTOGRAPHS,
+    SMALL,
+    DigitScenes,
+    Sizes,
+    digit_rows,
+    enlarged_digit,
+    make_scene,
+    photographs,
+)
 from vitsal.errors import UserError
 
 
@@ -51,26 +61,27 @@ def test_outside_its_mask_a_digit_changes_nothing(monkeypatch: pytest.MonkeyPatc
         assert changed[digit.mask].mean() > 0.9
 
 
-def test_the_largest_of_one_to_three_digits_stands_apart_and_decides() -> None:
-    made = [make_scene("train", 2, index) for index in range(300)]
+@pytest.mark.parametrize(("sizes", "expected"), [(LARGE, [0.42, 0.44, 0.14]), (SMALL, [0.13, 0.49, 0.38])])
+def test_the_largest_of_one_to_three_digits_stands_apart_and_decides(sizes: Sizes, expected: list[float]) -> None:
+    made = [make_scene("train", 2, index, sizes) for index in range(300)]
     for scene in made:
         largest, *others = scene.digits
         assert (scene.label, scene.mask is largest.mask) == (largest.label, True)
-        assert 42 <= largest.side <= 54
+        assert sizes.largest[0] <= largest.side <= sizes.largest[1]
         sides = [digit.side / largest.side for digit in others]
         assert sides == sorted(sides, reverse=True)
-        assert all(0.45 <= side <= 0.65 for side in sides)
+        assert all(sizes.others[0] <= side <= sizes.others[1] for side in sides)
         assert len({digit.label for digit in scene.digits}) == len(scene.digits)
         assert np.sum([digit.mask for digit in scene.digits], axis=0).max() == 1  # ink lies on no other digit's
     shares = np.bincount([len(scene.digits) for scene in made], minlength=4)[1:] / 300
-    assert np.allclose(shares, [0.1, 0.5, 0.4], atol=0.07)  # at times there is no room for a third
+    assert np.allclose(shares, expected, atol=0.07)  # one, two and three, where there is room
 
 
 def test_other_digits_may_be_faint(monkeypatch: pytest.MonkeyPatch) -> None:
     """The share of colour that the ink lays over the photograph: at least 0.6 in the largest, down to 0.3 in others."""
     faintest, paint = [], scenes._paint
     monkeypatch.setattr(scenes, "_paint", lambda *given: faintest.append(given[-1]) or paint(*given))
-    scene = make_scene("test", 0, 5)
+    scene = make_scene("test", 0, 1)
     assert faintest[-len(scene.digits) :] == [0.6, 0.3, 0.3]
     opacities = []
     for seed in range(200):
@@ -93,12 +104,12 @@ def test_a_fragment_is_less_than_half_of_a_glyph() -> None:
         assert 0.35 < (kept > 0).mean() <= 0.5
 
 
-def test_every_largest_digit_lies_whole_in_its_scene_and_anywhere_in_it() -> None:
-    masks = np.stack([make_scene("test", 1, index).mask for index in range(400)])
-    assert (masks.mean((1, 2)) > 0.015).all()
-    assert (masks.mean((1, 2)) < 0.11).all()
+@pytest.mark.parametrize(("sizes", "patches"), [(LARGE, 0.19), (SMALL, 0.12)])
+def test_every_largest_digit_lies_whole_in_its_scene_and_anywhere_in_it(sizes: Sizes, patches: float) -> None:
+    masks = np.stack([make_scene("test", 1, index, sizes).mask for index in range(400)])
     touched = masks.reshape(-1, 14, 8, 14, 8).any((2, 4))
-    assert 0.08 < touched.mean() < 0.15
+    assert abs(touched.mean() - patches) < 0.01
+    assert touched.mean((1, 2)).min() > patches / 2
     quarters = touched.mean(0).reshape(2, 7, 2, 7).mean((1, 3))
     assert quarters.min() > 0.8 * quarters.max()
 

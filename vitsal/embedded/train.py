@@ -5,6 +5,8 @@ What makes small ViTs learn from scratch within minutes on two CPU cores:
 - They first see few patches of a scene, all of the largest digit's among them, and learn to read; then more, those of
   all digits among them, and learn which one to read; in the last stage, all patches. So masks choose what is shown in
   the first epochs, but no loss sees one: nobody tells a model where to look.
+- Digits are smaller than in the scenes on which the models are judged: few patches show them whole, and what is read
+  at one size is read at the other too.
 - Attention begins near what trained ViTs come to: like attends to like, and positions are sines, so that heads begin
   local, each with a reach of its own (Trockman & Kolter 2023, "Mimetic initialization of self-attention layers",
   arXiv:2305.09828).
@@ -34,7 +36,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from vitsal.data.scenes import make_scene
+from vitsal.data.scenes import LARGE, SMALL, Sizes, make_scene
 from vitsal.jobs.files import write_whole
 from vitsal.models.digits import MODEL_NAMES
 from vitsal.reduction.drop import forward_kept
@@ -103,9 +105,9 @@ class Scenes:
     digits: Tensor
 
     @classmethod
-    def make(cls, split: str, seed: int, indices: range) -> "Scenes":
+    def make(cls, split: str, seed: int, indices: range, sizes: Sizes = LARGE) -> "Scenes":
         """These scenes of a split, in memory: 38 kB each."""
-        scenes = [make_scene(split, seed, index) for index in indices]
+        scenes = [make_scene(split, seed, index, sizes) for index in indices]
         images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
         largest = [scene.mask for scene in scenes]
         digits = [np.any([digit.mask for digit in scene.digits], axis=0) for scene in scenes]
@@ -189,7 +191,7 @@ def train_epoch(
     scheduler = CosineLRScheduler(optimizer, steps, lr_min=1e-6, t_in_epochs=False, warmup_t=60, warmup_lr_init=1e-6)
     for step in range(epoch * recipe.steps, (epoch + 1) * recipe.steps):
         scheduler.step_update(step)
-        scenes = Scenes.make("train", seed, range(step * BATCH, (step + 1) * BATCH))
+        scenes = Scenes.make("train", seed, range(step * BATCH, (step + 1) * BATCH), SMALL)
         keep = shown_patches(scenes, recipe.epochs[epoch])
         logits = forward_kept(model, scenes.inputs(), keep)
         loss = F.cross_entropy(logits, scenes.labels, label_smoothing=0.05)
