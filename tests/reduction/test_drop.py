@@ -57,7 +57,7 @@ def test_of_equal_patches_no_place_is_preferred(keep_ratio):
 
 
 def test_the_few_that_are_not_zero_come_first_and_the_rest_favours_no_corner():
-    """As rollout with discard 0.9 on the embedded guide: 79 % of the patches at exactly zero."""
+    """As a discard ratio of 0.9 may leave them: 79 % of the patches at exactly zero."""
     saliency = torch.zeros(200, 196)
     marked = torch.rand(200, 196).argsort(dim=1)[:, :41]
     saliency.scatter_(1, marked, torch.rand(200, 41) + 0.1)

@@ -28,6 +28,7 @@ class Preset:
         student_width: how wide students are (`vitsal.students.Student`).
         head_fusion, discard_ratio: of all rollouts.
         keep_ratios: fractions of patches kept.
+        compare_at: the one at which guides are compared, where they differ.
         limit: number of images, spread evenly over the data; None takes all.
     """
 
@@ -45,6 +46,7 @@ class Preset:
     head_fusion: str = "max"
     discard_ratio: float = 0.9
     keep_ratios: tuple[float, ...] = KEEP_RATIOS
+    compare_at: float = 0.2
     limit: int | None = None
 
 
@@ -60,11 +62,15 @@ PRESETS: dict[str, Preset] = {
         guide_model="vitsal_digits_guide",
         data="digits",
         split="test",
+        discard_ratio=0.5,  # 0.9 leaves two thirds of the guide's patches at exactly 0
+        compare_at=0.1,
         train_limit=500,
         epochs=5,
         student_width=16,
     ),
-    "imagenette": Preset(target="deit_tiny_patch16_224", guide_model="deit_tiny_patch16_224", data="imagenette"),
+    "imagenette": Preset(
+        target="deit_tiny_patch16_224", guide_model="deit_tiny_patch16_224", data="imagenette", compare_at=0.3
+    ),
     "imagenet": Preset(
         target="vit_base_patch16_224.augreg2_in21k_ft_in1k",
         guide_model="deit_tiny_patch16_224.fb_in1k",

@@ -29,7 +29,7 @@ RECIPES = {"convnet": TrainingSettings(epochs=16), "transformer": TrainingSettin
 def teach(architecture: str, method: str, output: Path, scenes: int = 6_000) -> Path:
     """Train the student of one pairing; returns its folder, with weights in half precision."""
     vit = load_model(TEACHER)
-    guide = make_guide(method, vit, head_fusion="max", discard_ratio=0.9)
+    guide = make_guide(method, vit, head_fusion="max", discard_ratio=0.5)
     maps = output / f"maps-{method}"
     data = open_data("digits", model_transform(vit), split="train")
     cache_maps(guide, data, maps, MapSettings(image_size=(112, 112), limit=scenes))

@@ -1,4 +1,4 @@
-"""Students: small models that predict a teacher's map; its maps on disk, training, and how faithful they are."""
+"""Students: small models that predict a teacher's map; its maps on disk, training, and how close they come."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""How faithful a predicted map is to the teacher's: overlap of what is kept, rank correlation, divergence."""
+"""How close a predicted map is to the teacher's: overlap of what is kept, rank correlation, divergence."""
 
 from __future__ import annotations
 
