@@ -63,6 +63,7 @@ PRESETS: dict[str, Preset] = {
         data="digits",
         split="test",
         discard_ratio=0.5,  # 0.9 leaves two thirds of the guide's patches at exactly 0
+        keep_ratios=(1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.05),
         compare_at=0.1,
         train_limit=500,
         epochs=5,
