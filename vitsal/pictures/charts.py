@@ -69,7 +69,7 @@ def label_drop_axis(
 
     `legend` is the legend's place, `title` its title.
     """
-    axis.set(xlabel="patches dropped (%)", ylabel=ylabel, xlim=(-3, 94), ylim=(0, highest))
+    axis.set(xlabel="patches dropped (%)", ylabel=ylabel, xlim=(-3, 98), ylim=(0, highest))
     axis.grid(axis="y", alpha=0.3)
     axis.legend(loc=legend, title=title, alignment="left")
     axis.label_outer()
