@@ -25,7 +25,7 @@ from vitsal.pictures.style import COLOURS, SLIDE, curve_style, set_slide_style
 def use_slide_style() -> None:
     """Set matplotlib's defaults for this course's figures; pictures inside notebooks are kept small (JPEG, 60 dpi)."""
     if get_ipython() is not None:
-        set_matplotlib_formats("jpeg", bbox_inches=None, pil_kwargs={"quality": 55})
+        set_matplotlib_formats("jpeg", bbox_inches=None, pil_kwargs={"quality": 45})
     set_slide_style()
 
 
