@@ -113,7 +113,7 @@ def test_explain_writes_the_numbers_of_the_maps(folder, checkpoint, tmp_path, ki
             torch.testing.assert_close(shown, expected(image)[0])
             (likeliest,) = top_classes(vit(image)[0], class_names(vit), 1)
             assert set(rows.predicted) == {str(likeliest)}
-    assert len(table) == 2 * (1 + 3) * 196
+    assert len(table) == 2 * (1 + 4) * 196
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_video_at_another_size(checkpoint, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("vitsal.pictures.draw_on_video", lambda *arguments, **_: asked.append(arguments[2]))
     (tmp_path / "in.mp4").touch()
-    for method, panels in [("rollout", 1), ("heads", 3)]:
+    for method, panels in [("rollout", 1), ("heads", 4)]:
         succeed(
             "video",
             tmp_path / "in.mp4",

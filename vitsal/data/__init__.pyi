@@ -31,9 +31,11 @@ from .pictures import (
 )
 from .places import check_data as check_data
 from .scenes import (
+    Digit as Digit,
     DigitScenes as DigitScenes,
     Pose as Pose,
     Scene as Scene,
+    Sizes as Sizes,
     digit_rows as digit_rows,
     enlarged_digit as enlarged_digit,
     make_scene as make_scene,
