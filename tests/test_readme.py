@@ -18,7 +18,7 @@ MEASURED = ROOT / "data" / "measured"
 README = (ROOT / "README.md").read_text()
 RATIOS = (0.7, 0.5, 0.4, 0.3, 0.2)
 SHARE_AT = 0.3
-DATA = {"nips2017": 500, "imagenet-sample": 500}
+DATA = {"nips2017": 500, "imagenet-sample": 500, "imagenette": 1000}
 NAMES = {
     "random": "random",
     "center": "center",
