@@ -22,7 +22,7 @@ SMALL = {
     "01_solutions": {"limit": 20},
     "02_solutions": {"train_limit": 100, "epochs": 2, "limit": 20},
     "03_solutions": {"limit": 20, "batch_size": 20},
-    "04_solutions": {"keep_ratios": [1.0, 0.5, 0.2], "limit": 20, "repeats": 1, "batch_size": 10},
+    "04_solutions": {"keep_ratios": [1.0, 0.5, 0.1], "limit": 20, "repeats": 1, "batch_size": 10},
     "05_solutions": {"limit": 20, "batch_size": 20},
     "07_solutions": {"limit": 2},
     "08_solutions": {"limit": 2, "frames": 8},

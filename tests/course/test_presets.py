@@ -11,10 +11,16 @@ from vitsal.reduction.keep import num_kept
 def test_parts_are_replaced_singly():
     plain = choose_preset("digits")
     assert choose_preset("digits", {"limit": 100, "target": None}).limit == 100
-    changed = choose_preset("imagenet", {"target": "vit_large_patch16_224", "keep_ratios": (1.0, 0.5)})
-    assert (changed.target, changed.keep_ratios) == ("vit_large_patch16_224", (1.0, 0.5))
+    changed = choose_preset("imagenet", {"target": "vit_large_patch16_224", "keep_ratios": (1.0, 0.2)})
+    assert (changed.target, changed.keep_ratios) == ("vit_large_patch16_224", (1.0, 0.2))
     assert changed.guide_model == choose_preset("imagenet").guide_model
     assert choose_preset("digits") == plain  # a change of one is no change of all
+
+
+def test_guides_are_compared_at_a_keep_ratio_that_there_is():
+    with pytest.raises(UserError, match=r"compare_at, of 0.1, which is none of the keep_ratios 1, 0.5. Add it"):
+        choose_preset("digits", {"keep_ratios": (1.0, 0.5)})
+    assert choose_preset("digits", {"keep_ratios": [1, 0.5], "compare_at": 0.5}).compare_at == 0.5
 
 
 def test_zero_and_empty_replace_too():

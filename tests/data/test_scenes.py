@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from sklearn.datasets import load_digits, load_sample_image
 
-from vitsal.data import scenes
+from vitsal.data import batches, open_data, scenes
 from vitsal.data.scenes import (
     LARGE,
     PHOTOGRAPHS,
@@ -17,6 +18,7 @@ from vitsal.data.scenes import (
     digit_rows,
     enlarged_digit,
     make_scene,
+    patch_masks,
     photographs,
 )
 from vitsal.errors import UserError
@@ -168,3 +170,20 @@ def test_an_enlarged_digit_is_the_glyph_of_the_scenes_and_keeps_its_strokes(monk
     assert large.shape == (200, 200)
     cells = large[20:-20, 20:-20].reshape(8, 20, 8, 20).mean((1, 3))  # without the empty rim, pixel by pixel
     assert np.corrcoef(cells.ravel(), load_digits().images[3].ravel())[0, 1] > 0.98
+
+
+def test_a_single_pixel_makes_its_patch() -> None:
+    masks = np.zeros((2, 8, 12), dtype=bool)
+    masks[0, 3, 4] = True  # row 0, column 1 of 2 x 3 patches of 4 pixels
+    masks[1, 4:, 7:9] = True  # row 1, columns 1 and 2
+    expected = [[[False, True, False], [False] * 3], [[False] * 3, [False, True, True]]]
+    assert patch_masks(masks, (2, 3)).tolist() == expected
+    assert patch_masks(list(masks), (2, 3)).tolist() == expected
+    assert patch_masks(torch.from_numpy(masks), (2, 3)).tolist() == expected
+
+
+def test_spread_scenes_are_those_that_batches_show() -> None:
+    dataset = open_data("digits", lambda image: torch.from_numpy(np.array(image)), split="test")
+    shown = torch.cat([batch.images for batch in batches(dataset, 4, limit=7)])
+    for scene, image in zip(DigitScenes("test").spread(7), shown, strict=True):
+        assert np.array_equal(scene.image, image)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vitsal.errors import UserError
 from vitsal.experiments.outcomes import Outcomes, paired_difference, recovered_share
 
 
@@ -18,6 +19,14 @@ def test_difference_by_hand():
     value, low, high = paired_difference(outcomes_of(a=[1, 1, 1, 0], b=[1, 0, 0, 0]), "a", "b", 0.5)
     assert value == pytest.approx(0.5)
     assert (low, high) == pytest.approx((0, 1))  # resamples of (0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(("guide", "ratio"), [("c", 0.5), ("a", 0.3)])
+def test_what_was_not_asked_about_is_said(guide, ratio):
+    with pytest.raises(
+        UserError, match=f"no outcomes of '{guide}' at keep ratio {ratio}, but of 'a' at 0.5, 'b' at 0.5"
+    ):
+        outcomes_of(a=[1, 1], b=[1, 0]).correct(guide, ratio)
 
 
 def test_equal_guides_differ_by_nothing():

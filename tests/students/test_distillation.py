@@ -95,13 +95,13 @@ def divergence_by_hand(logits, saliency):
 
 
 @pytest.mark.slow
-def test_student_learns_more_than_where_digits_mostly_are(maps, undisturbed):
-    _, history, _ = undisturbed
+def test_student_learns_more_than_where_digits_mostly_are(maps, tmp_path):
+    history = train(maps, tmp_path / "student", replace(RECIPE, epochs=20))
     _, saliency = validation(maps)
     mean = torch.stack([saliency.float() for _, saliency in CachedMaps(maps, "train")]).mean(dim=0)
     even = divergence_by_hand(torch.zeros_like(saliency), saliency)
     always_the_same = divergence_by_hand(mean.log().expand_as(saliency), saliency)
-    assert history.kl.min() < 0.85 * always_the_same < 0.85 * even
+    assert history.kl.min() < 0.6 * always_the_same < 0.6 * even
     assert history.loss.iloc[-1] < 0.5 * history.loss.iloc[0]
     assert history.iou_10.iloc[-1] > 0.5  # chance: 0.05
 

@@ -25,7 +25,7 @@ from .intervals import (
     mean_interval as mean_interval,
     wilson_interval as wilson_interval,
 )
-from .localization import mask_energy as mask_energy, patch_masks as patch_masks, pointing_game as pointing_game
+from .localization import mask_energy as mask_energy, pointing_game as pointing_game
 from .occlusion import (
     PatchSwitches as PatchSwitches,
     hide_grey as hide_grey,

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vitsal.reduction.keep import rank_patches
-
-
-def patch_masks(masks: np.ndarray | Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Which patches an object touches: pixel masks (B, H, W), bool -> (B, gh, gw), bool."""
-    pixels = torch.as_tensor(masks).float()[:, None]
-    return F.adaptive_max_pool2d(pixels, grid_size)[:, 0] > 0
 
 
 def pointing_game(saliency: Tensor, masks: Tensor) -> Tensor:

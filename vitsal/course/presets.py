@@ -63,9 +63,9 @@ PRESETS: dict[str, Preset] = {
         data="digits",
         split="test",
         discard_ratio=0.5,  # 0.9 leaves two thirds of the guide's patches at exactly 0
-        keep_ratios=(1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.05),
+        keep_ratios=(1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.05),
         compare_at=0.1,
-        train_limit=500,
+        train_limit=400,
         epochs=5,
         student_width=16,
     ),
@@ -85,7 +85,7 @@ PRESETS["imagenet-large"] = replace(PRESETS["imagenet"], target="vit_large_patch
 def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Preset:
     """Return a preset, with the parts in `changes` that are not None replaced.
 
-    Raises UserError for an unknown preset, or a part that presets do not have.
+    Raises UserError for an unknown preset, a part that presets do not have, or a `compare_at` that is no keep ratio.
 
     Example:
         >>> choose_preset("digits", {"limit": 100, "target": None}).limit
@@ -97,7 +97,14 @@ def choose_preset(name: str, changes: Mapping[str, object] | None = None) -> Pre
     for part in changes:
         if part not in known:
             raise UserError(f"A preset has no {part!r}.{suggestion(part, known)} It has {', '.join(known)}.")
-    return replace(preset, **changes)
+    chosen = replace(preset, **changes)
+    if chosen.compare_at not in chosen.keep_ratios:
+        known = ", ".join(f"{ratio:g}" for ratio in chosen.keep_ratios)
+        raise UserError(
+            f"Guides are compared at a keep ratio, compare_at, of {chosen.compare_at:g}, which is none of the "
+            f"keep_ratios {known}. Add it there, or give a compare_at that is one of them."
+        )
+    return chosen
 
 
 def read_parameters(namespace: Mapping[str, object], **others: type) -> Preset:

@@ -39,6 +39,7 @@ from .scenes import (
     digit_rows as digit_rows,
     enlarged_digit as enlarged_digit,
     make_scene as make_scene,
+    patch_masks as patch_masks,
     photographs as photographs,
 )
 from .shards import ShardImages as ShardImages, open_shards as open_shards

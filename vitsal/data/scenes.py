@@ -21,7 +21,10 @@ import skimage
 import sklearn.datasets
 import torch
 from PIL import Image, ImageDraw, ImageEnhance
+from torch import Tensor
+from torch.nn import functional as F
 
+from vitsal.data.pictures import spread
 from vitsal.errors import check_choice
 
 AFFINE, BICUBIC, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
@@ -239,6 +242,12 @@ def _rows_of(split: str, label: int) -> np.ndarray:
     return rows[_load_digits().target[rows] == label]
 
 
+def patch_masks(masks: Sequence[np.ndarray] | np.ndarray | Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Which patches an object touches: pixel masks (B, H, W), bool -> (B, gh, gw), bool."""
+    pixels = torch.from_numpy(np.asarray(masks)).float()[:, None]
+    return F.adaptive_max_pool2d(pixels, grid_size)[:, 0] > 0
+
+
 class DigitScenes(torch.utils.data.Dataset):
     """Scenes of one to three digits: ``dataset[i]`` is (image, label), ``dataset.mask(i)`` the largest digit's pixels.
 
@@ -276,6 +285,10 @@ class DigitScenes(torch.utils.data.Dataset):
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         return make_scene(self.split, self.seed, index)
+
+    def spread(self, limit: int | None) -> list[Scene]:
+        """The scenes of which `vitsal.batches(dataset, ..., limit=limit)` shows the images, in its order."""
+        return [self.scene(index) for index in spread(len(self), limit)]
 
     def mask(self, index: int) -> np.ndarray:
         """Pixels of the largest digit's ink, (112, 112) bool; IndexError outside 0 .. len - 1."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vitsal.analysis.intervals import Interval, bootstrap, wilson_interval
-from vitsal.errors import UserError
+from vitsal.errors import UserError, first_few
 
 SUMMARY_COLUMNS = ["target", "guide", "keep_ratio", "n", "correct", "top1", "ci_low", "ci_high"]
 
@@ -39,7 +39,10 @@ class Outcomes:
         return list(dict.fromkeys(guide for guide, _ in self.predictions))
 
     def correct(self, guide: str, keep_ratio: float) -> np.ndarray:
-        """Whether each image's prediction is right, (n,) bool."""
+        """Whether each image's prediction is right, (n,) bool; UserError for a guide or keep ratio not asked about."""
+        if (guide, keep_ratio) not in self.predictions:
+            known = first_few((f"{name!r} at {ratio:g}" for name, ratio in self.predictions))
+            raise UserError(f"There are no outcomes of {guide!r} at keep ratio {keep_ratio:g}, but of {known}.")
         return np.asarray(self.predictions[guide, keep_ratio]) == np.asarray(self.labels)
 
 
