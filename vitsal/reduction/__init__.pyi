@@ -7,4 +7,12 @@ from .drop import (
     keep_patches as keep_patches,
 )
 from .keep import num_kept as num_kept, rank_patches as rank_patches, top_k_patches as top_k_patches
+from .merge import (
+    Merged as Merged,
+    match_tokens as match_tokens,
+    merge_matched as merge_matched,
+    merge_schedule as merge_schedule,
+    merge_tokens as merge_tokens,
+    num_mergeable as num_mergeable,
+)
 from .surgery import eval_mode as eval_mode, replaced as replaced

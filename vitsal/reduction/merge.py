@@ -1,0 +1,235 @@
+"""Token merging: running a timm ViT on fewer and fewer tokens, the most similar ones joined block by block.
+
+Bolya et al. 2023, "Token Merging: Your ViT But Faster", arXiv:2210.09461 (ToMe).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from timm.layers import Attention
+from timm.models.beit import Beit
+from timm.models.eva import EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vitsal.errors import UserError, quoted
+from vitsal.reduction.drop import gather_tokens
+from vitsal.reduction.surgery import replaced
+
+MERGEABLE = (Block, Attention), (EvaBlock, EvaAttention)
+
+
+class Merged:
+    """What became of the tokens in the last forward pass inside `merge_tokens`.
+
+    Attributes:
+        sizes: of how many tokens each of the N that are left is the mean, (B, N), prefix tokens (1 each) first; each
+            row sums to the number of tokens that went in.
+    """
+
+    sizes: Tensor
+
+    def __init__(self, num_prefix_tokens: int) -> None:
+        self._num_prefix_tokens = num_prefix_tokens
+
+    @property
+    def groups(self) -> Tensor:
+        """For each of P patches, which of the N tokens it is now part of, (B, P): those of one number have become one.
+
+        The patches are those of the image in row-major order, or those that `keep_patches` kept, in its order.
+        """
+        return self._numbers[:, self._num_prefix_tokens :]
+
+    def _start(self, block: nn.Module, args: tuple) -> None:
+        """Before the first block: every token stands for itself."""
+        batch, number = args[0].shape[:2]
+        self._numbers = torch.arange(number, device=args[0].device).expand(batch, -1)
+        self.sizes = torch.ones_like(self._numbers)
+
+    def _has_merged(self) -> bool:
+        return self.sizes.shape[1] < self._numbers.shape[1]
+
+    def _attention_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Log size of each key, (B, 1, 1, N), equation 1; None before anything has been merged."""
+        return self.sizes.log().to(dtype)[:, None, None] if self._has_merged() else None
+
+    def _merge(self, tokens: Tensor, keys: Tensor, most: int) -> Tensor:
+        number = min(most, num_mergeable(tokens.shape[1], self._num_prefix_tokens))
+        if not number:
+            return tokens
+        numbers = match_tokens(keys, self._num_prefix_tokens, number)
+        tokens, self.sizes = merge_matched(tokens, self.sizes, numbers, tokens.shape[1] - number)
+        self._numbers = numbers.gather(1, self._numbers)
+        return tokens
+
+    def _unmerge(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> as many tokens as went in, each the one that it is now part of."""
+        return gather_tokens(tokens, self._numbers) if self._has_merged() else tokens
+
+
+@contextmanager
+def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Iterator[Merged]:
+    """Inside this context each block of `model` merges similar patch tokens, for every forward pass of any B images.
+
+    As Bolya et al. have it (section 3): between attention and MLP of a block, by the keys of that attention; and a
+    token that stands for several draws as much attention as they would (proportional attention, equation 1).
+
+    What pools over patches at the end (MAE's mean, SigLIP's attention) sees a merged token once for each patch in it.
+    A mean is thus weighted by size, as in the authors' code for MAE: without weights, sky merged into one token would
+    count no more than one eye. Within `keep_patches`, or around it, patches are dropped first, then merged among those
+    kept.
+
+    Args:
+        model: a timm ViT (`vitsal.load_model`) with absolute positions alone.
+        schedule: how many tokens to merge away in each block, see `merge_schedule`; 0 leaves the model as it is.
+
+    Yields:
+        `Merged`, which holds sizes and groups of the last forward pass.
+
+    Raises:
+        UserError: a schedule that is none, or a model with rotary or relative positions, or unknown blocks.
+
+    Example:
+        >>> with merge_tokens(model, 16) as merged:  # doctest: +SKIP
+        ...     logits = model(images)
+        >>> merged.sizes.shape, merged.groups.shape  # doctest: +SKIP
+        (torch.Size([8, 11]), torch.Size([8, 196]))
+    """
+    numbers = merge_schedule(schedule, len(model.blocks))
+    _check_mergeable(model)
+    merged, pool = Merged(model.num_prefix_tokens), model.pool
+    with ExitStack() as stack:
+        stack.enter_context(model.blocks[0].register_forward_pre_hook(merged._start))
+        for block, number in zip(model.blocks, numbers, strict=True):
+            stack.enter_context(replaced(block, "forward", partial(_merging_forward, block, merged, number)))
+        stack.enter_context(replaced(model, "pool", lambda tokens, *options: pool(merged._unmerge(tokens), *options)))
+        yield merged
+
+
+def _merging_forward(block: nn.Module, merged: Merged, number: int, tokens: Tensor, **unused: None) -> Tensor:
+    """timm's forward pass of a block, with merging in its middle. (Eva hands on rotary positions, None here.)"""
+    keys: list[Tensor] = []
+    with block.attn.k_norm.register_forward_hook(lambda module, args, output: keys.append(output.mean(dim=1))):
+        attended = block.attn(block.norm1(tokens), attn_mask=merged._attention_bias(tokens.dtype))
+    tokens = tokens + block.drop_path1(_scaled(block, 1, attended))
+    tokens = merged._merge(tokens, keys[0], number)
+    return tokens + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(tokens))))
+
+
+def _scaled(block: nn.Module, half: int, branch: Tensor) -> Tensor:
+    """A block's LayerScale after its attention (1) or its MLP (2)."""
+    if isinstance(block, EvaBlock):
+        gamma = (block.gamma_1, block.gamma_2)[half - 1]
+        return branch if gamma is None else gamma * branch
+    return (block.ls1, block.ls2)[half - 1](branch)
+
+
+def num_mergeable(num_tokens: int, num_prefix_tokens: int) -> int:
+    """How many tokens can be merged away at once: half of the patch tokens, as each must find one that stays."""
+    return (num_tokens - num_prefix_tokens) // 2
+
+
+@torch.no_grad()
+def match_tokens(keys: Tensor, num_prefix_tokens: int, number: int) -> Tensor:
+    """Bipartite soft matching (section 3): what number each token gets, tokens of one number to be merged.
+
+    Tokens alternate between two sets, beginning with A; prefix tokens are counted but take no part. Each token of A
+    finds the most similar one of B, by cosine, and the `number` most similar of A are merged into theirs. What is left
+    is numbered in this order: prefix tokens, the rest of A, B, each in the order it had.
+
+    Args:
+        keys: mean of the heads' keys, (B, N, d).
+        number: of tokens to merge away, at most `num_mergeable`.
+
+    Returns:
+        Numbers from 0 to N - number - 1, (B, N).
+    """
+    prefix, odd = num_prefix_tokens, num_prefix_tokens % 2
+    a, b = slice(prefix + odd, None, 2), slice(prefix + 1 - odd, None, 2)
+    keys = normalize(keys, dim=-1)
+    similarity, partner = (keys[:, a] @ keys[:, b].mT).max(dim=2)
+    first = similarity.argsort(dim=1, descending=True, stable=True)[:, :number]
+    merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, first, True)
+    first_of_b = prefix + partner.shape[1] - number
+    numbers = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
+    numbers[:, a] = torch.where(merged, first_of_b + partner, prefix - 1 + (~merged).cumsum(dim=1))
+    numbers[:, b] = torch.arange(first_of_b, keys.shape[1] - number, device=keys.device)
+    return numbers
+
+
+def merge_matched(tokens: Tensor, sizes: Tensor, numbers: Tensor, num_left: int) -> tuple[Tensor, Tensor]:
+    """Mean of the tokens of each number, weighted by their sizes.
+
+    Args:
+        tokens: (B, N, C).
+        sizes: how many tokens each is already the mean of, (B, N).
+        numbers: from 0 to num_left - 1, (B, N), see `match_tokens`.
+
+    Returns:
+        Tokens (B, num_left, C) and their sizes (B, num_left), the sums of those merged.
+    """
+    merged_sizes = sizes.new_zeros(len(sizes), num_left).scatter_add(1, numbers, sizes)
+    weights = (sizes / merged_sizes.gather(1, numbers)).to(tokens.dtype)
+    rows = numbers + num_left * torch.arange(len(numbers), device=numbers.device)[:, None]  # of all images together
+    merged = tokens.new_zeros(len(numbers) * num_left, tokens.shape[2])
+    merged = merged.index_add(0, rows.flatten(), (weights[:, :, None] * tokens).flatten(0, 1))
+    return merged.unflatten(0, (len(numbers), num_left)), merged_sizes
+
+
+def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ...]:
+    """How many tokens each of `depth` blocks merges away, (depth,).
+
+    Args:
+        spec: "16", in every block; "16-", the paper's decreasing schedule: from 32 in the first block in equal
+            steps down to 0 in the last, 16 on average, rounded down; "8@6", from block 6 on, counted from 0;
+            "16,16,8,...", a number for each block. A block merges no more than half of its patch tokens.
+
+    Raises:
+        UserError: anything else, a list of another length, or a block that is not there.
+
+    Example:
+        >>> merge_schedule("3-", 4), merge_schedule("8@2", 4)
+        ((6, 4, 2, 0), (0, 0, 8, 8))
+    """
+    text = ",".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec)
+    numbers = [int(number) for number in re.findall("[0-9]{1,9}", text)]
+    if re.fullmatch("[0-9]{1,9}", text) and not isinstance(spec, list | tuple):
+        return (numbers[0],) * depth
+    if re.fullmatch("[0-9]{1,9}-", text):
+        return tuple(2 * numbers[0] * (depth - 1 - block) // max(depth - 1, 1) for block in range(depth))
+    if re.fullmatch("[0-9]{1,9}@[0-9]{1,9}", text) and numbers[1] < depth:
+        return tuple(numbers[0] if block >= numbers[1] else 0 for block in range(depth))
+    if re.fullmatch("[0-9]{1,9}( *, *[0-9]{1,9})*", text) and len(numbers) == depth:
+        return tuple(numbers)
+    raise UserError(
+        f"Tokens to merge must be whole numbers: '16' in every block, '16-' decreasing from 32 to 0, '8@6' from block "
+        f"6 on (this model's are 0 to {depth - 1}), or {depth} numbers with commas, one for each block; got "
+        f"{quoted(spec)}."
+    )
+
+
+def _check_mergeable(model: nn.Module) -> None:
+    unknown = [block for block in model.blocks if (type(block), type(getattr(block, "attn", None))) not in MERGEABLE]
+    if isinstance(model, Beit):
+        reason = "relative positions, and a merged token has no place that they could be relative to"
+    elif getattr(model, "rope", None) is not None:
+        reason = "rotary positions, and a merged token has no one place to be rotated to"
+    elif unknown:
+        reason = f"blocks of a kind that merging does not know ({_kind(unknown[0])})"
+    else:
+        return
+    name = model.pretrained_cfg["architecture"]
+    raise UserError(
+        f"The tokens of {name} cannot be merged: it has {reason}. Drop patches, or show it a smaller image instead."
+    )
+
+
+def _kind(block: nn.Module) -> str:
+    kind = type(block).__name__
+    return f"{kind} with {type(block.attn).__name__}" if hasattr(block, "attn") else kind
