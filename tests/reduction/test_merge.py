@@ -15,7 +15,7 @@ from vitsal.guides.attention import fused_attention, record_attention
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
 from vitsal.reduction.drop import forward_kept, gather_tokens, keep_patches
-from vitsal.reduction.merge import match_tokens, merge_matched, merge_schedule, merge_tokens, num_mergeable
+from vitsal.reduction.merge import match_tokens, merge_groups, merge_schedule, merge_tokens, num_mergeable
 from vitsal.reduction.surgery import replaced
 
 REFUSED = ("BEiT", "EVA", "RoPE", "DINOv3")
@@ -144,13 +144,13 @@ def test_matching_and_mean_of_random_tokens(prefix, number_tokens):
     keys, tokens = torch.randn(3, number_tokens, 8), torch.randn(3, number_tokens, 6)
     sizes = torch.randint(1, 9, (3, number_tokens))
     for number in {1, num_mergeable(number_tokens, prefix)}:
-        numbers = match_tokens(keys, prefix, number)
-        merged, merged_sizes = merge_matched(tokens, sizes, numbers, number_tokens - number)
+        groups = match_tokens(keys, prefix, number)
+        merged, merged_sizes = merge_groups(tokens, sizes, groups, number_tokens - number)
         for image in range(3):
             clusters = slow_clusters(keys[image], prefix, number)
             assert merged_sizes[image].tolist() == [sum(sizes[image][t].item() for t in c) for c in clusters]
             for token, cluster in enumerate(clusters):
-                assert numbers[image, cluster].tolist() == [token] * len(cluster)
+                assert groups[image, cluster].tolist() == [token] * len(cluster)
                 weights = sizes[image, cluster] / sizes[image, cluster].sum()
                 assert_close(merged[image, token], (weights[:, None] * tokens[image, cluster]).sum(dim=0), 1e-6)
 
@@ -158,7 +158,7 @@ def test_matching_and_mean_of_random_tokens(prefix, number_tokens):
 def test_mean_by_hand():
     """Sizes 1 and 3: (1 * 8 + 3 * 4) / 4."""
     tokens = torch.tensor([[[8.0], [5.0], [4.0]]])
-    merged, sizes = merge_matched(tokens, torch.tensor([[1, 2, 3]]), torch.tensor([[1, 0, 1]]), 2)
+    merged, sizes = merge_groups(tokens, torch.tensor([[1, 2, 3]]), torch.tensor([[1, 0, 1]]), 2)
     assert merged.tolist() == [[[5.0], [5.0]]]
     assert sizes.tolist() == [[2, 4]]
 

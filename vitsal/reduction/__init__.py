@@ -1,4 +1,4 @@
-"""Reduction: choosing the patches to keep, running a ViT on those alone, and both in one module."""
+"""Reduction: choosing the patches to keep, running a ViT on those alone, both in one module, and merging tokens."""
 
 import lazy_loader
 

@@ -10,7 +10,7 @@ from .keep import num_kept as num_kept, rank_patches as rank_patches, top_k_patc
 from .merge import (
     Merged as Merged,
     match_tokens as match_tokens,
-    merge_matched as merge_matched,
+    merge_groups as merge_groups,
     merge_schedule as merge_schedule,
     merge_tokens as merge_tokens,
     num_mergeable as num_mergeable,

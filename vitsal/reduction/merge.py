@@ -44,33 +44,33 @@ class Merged:
 
         The patches are those of the image in row-major order, or those that `keep_patches` kept, in its order.
         """
-        return self._numbers[:, self._num_prefix_tokens :]
+        return self._groups[:, self._num_prefix_tokens :]
 
     def _start(self, block: nn.Module, args: tuple) -> None:
         """Before the first block: every token stands for itself."""
-        batch, number = args[0].shape[:2]
-        self._numbers = torch.arange(number, device=args[0].device).expand(batch, -1)
-        self.sizes = torch.ones_like(self._numbers)
+        batch, num_tokens = args[0].shape[:2]
+        self._groups = torch.arange(num_tokens, device=args[0].device).expand(batch, -1)
+        self.sizes = torch.ones_like(self._groups)
 
     def _has_merged(self) -> bool:
-        return self.sizes.shape[1] < self._numbers.shape[1]
+        return self.sizes.shape[1] < self._groups.shape[1]
 
     def _attention_bias(self, dtype: torch.dtype) -> Tensor | None:
         """Log size of each key, (B, 1, 1, N), equation 1; None before anything has been merged."""
         return self.sizes.log().to(dtype)[:, None, None] if self._has_merged() else None
 
-    def _merge(self, tokens: Tensor, keys: Tensor, most: int) -> Tensor:
-        number = min(most, num_mergeable(tokens.shape[1], self._num_prefix_tokens))
-        if not number:
+    def _merge(self, tokens: Tensor, keys: Tensor, r: int) -> Tensor:
+        r = min(r, num_mergeable(tokens.shape[1], self._num_prefix_tokens))
+        if not r:
             return tokens
-        numbers = match_tokens(keys, self._num_prefix_tokens, number)
-        tokens, self.sizes = merge_matched(tokens, self.sizes, numbers, tokens.shape[1] - number)
-        self._numbers = numbers.gather(1, self._numbers)
+        groups = match_tokens(keys, self._num_prefix_tokens, r)
+        tokens, self.sizes = merge_groups(tokens, self.sizes, groups, tokens.shape[1] - r)
+        self._groups = groups.gather(1, self._groups)
         return tokens
 
     def _unmerge(self, tokens: Tensor) -> Tensor:
         """(B, N, C) -> as many tokens as went in, each the one that it is now part of."""
-        return gather_tokens(tokens, self._numbers) if self._has_merged() else tokens
+        return gather_tokens(tokens, self._groups) if self._has_merged() else tokens
 
 
 @contextmanager
@@ -101,24 +101,24 @@ def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Itera
         >>> merged.sizes.shape, merged.groups.shape  # doctest: +SKIP
         (torch.Size([8, 11]), torch.Size([8, 196]))
     """
-    numbers = merge_schedule(schedule, len(model.blocks))
+    schedule = merge_schedule(schedule, len(model.blocks))
     _check_mergeable(model)
     merged, pool = Merged(model.num_prefix_tokens), model.pool
     with ExitStack() as stack:
         stack.enter_context(model.blocks[0].register_forward_pre_hook(merged._start))
-        for block, number in zip(model.blocks, numbers, strict=True):
-            stack.enter_context(replaced(block, "forward", partial(_merging_forward, block, merged, number)))
+        for block, r in zip(model.blocks, schedule, strict=True):
+            stack.enter_context(replaced(block, "forward", partial(_merging_forward, block, merged, r)))
         stack.enter_context(replaced(model, "pool", lambda tokens, *options: pool(merged._unmerge(tokens), *options)))
         yield merged
 
 
-def _merging_forward(block: nn.Module, merged: Merged, number: int, tokens: Tensor, **unused: None) -> Tensor:
+def _merging_forward(block: nn.Module, merged: Merged, r: int, tokens: Tensor, **unused: None) -> Tensor:
     """timm's forward pass of a block, with merging in its middle. (Eva hands on rotary positions, None here.)"""
     keys: list[Tensor] = []
     with block.attn.k_norm.register_forward_hook(lambda module, args, output: keys.append(output.mean(dim=1))):
         attended = block.attn(block.norm1(tokens), attn_mask=merged._attention_bias(tokens.dtype))
     tokens = tokens + block.drop_path1(_scaled(block, 1, attended))
-    tokens = merged._merge(tokens, keys[0], number)
+    tokens = merged._merge(tokens, keys[0], r)
     return tokens + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(tokens))))
 
 
@@ -136,50 +136,50 @@ def num_mergeable(num_tokens: int, num_prefix_tokens: int) -> int:
 
 
 @torch.no_grad()
-def match_tokens(keys: Tensor, num_prefix_tokens: int, number: int) -> Tensor:
-    """Bipartite soft matching (section 3): what number each token gets, tokens of one number to be merged.
+def match_tokens(keys: Tensor, num_prefix_tokens: int, r: int) -> Tensor:
+    """Bipartite soft matching (section 3): the group of each token, those of one group to be merged.
 
     Tokens alternate between two sets, beginning with A; prefix tokens are counted but take no part. Each token of A
-    finds the most similar one of B, by cosine, and the `number` most similar of A are merged into theirs. What is left
-    is numbered in this order: prefix tokens, the rest of A, B, each in the order it had.
+    finds the most similar one of B, by cosine, and the r most similar of A are merged into theirs. Groups are numbered
+    in this order: prefix tokens, the rest of A, B, each in the order it had.
 
     Args:
         keys: mean of the heads' keys, (B, N, d).
-        number: of tokens to merge away, at most `num_mergeable`.
+        r: how many tokens to merge away, at most `num_mergeable`.
 
     Returns:
-        Numbers from 0 to N - number - 1, (B, N).
+        Numbers of groups, 0 to N - r - 1, (B, N).
     """
     prefix, odd = num_prefix_tokens, num_prefix_tokens % 2
     a, b = slice(prefix + odd, None, 2), slice(prefix + 1 - odd, None, 2)
     keys = normalize(keys, dim=-1)
     similarity, partner = (keys[:, a] @ keys[:, b].mT).max(dim=2)
-    first = similarity.argsort(dim=1, descending=True, stable=True)[:, :number]
-    merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, first, True)
-    first_of_b = prefix + partner.shape[1] - number
-    numbers = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
-    numbers[:, a] = torch.where(merged, first_of_b + partner, prefix - 1 + (~merged).cumsum(dim=1))
-    numbers[:, b] = torch.arange(first_of_b, keys.shape[1] - number, device=keys.device)
-    return numbers
+    most_similar = similarity.argsort(dim=1, descending=True, stable=True)[:, :r]
+    merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, most_similar, True)
+    first_of_b = prefix + partner.shape[1] - r
+    groups = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
+    groups[:, a] = torch.where(merged, first_of_b + partner, prefix - 1 + (~merged).cumsum(dim=1))
+    groups[:, b] = torch.arange(first_of_b, keys.shape[1] - r, device=keys.device)
+    return groups
 
 
-def merge_matched(tokens: Tensor, sizes: Tensor, numbers: Tensor, num_left: int) -> tuple[Tensor, Tensor]:
-    """Mean of the tokens of each number, weighted by their sizes.
+def merge_groups(tokens: Tensor, sizes: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean of the tokens of each group, weighted by their sizes (section 3, "Tracking Token Size").
 
     Args:
         tokens: (B, N, C).
-        sizes: how many tokens each is already the mean of, (B, N).
-        numbers: from 0 to num_left - 1, (B, N), see `match_tokens`.
+        sizes: of how many tokens each is already the mean, (B, N).
+        groups: 0 to num_groups - 1, (B, N), see `match_tokens`.
 
     Returns:
-        Tokens (B, num_left, C) and their sizes (B, num_left), the sums of those merged.
+        Tokens (B, num_groups, C) and their sizes (B, num_groups), the sums of those merged.
     """
-    merged_sizes = sizes.new_zeros(len(sizes), num_left).scatter_add(1, numbers, sizes)
-    weights = (sizes / merged_sizes.gather(1, numbers)).to(tokens.dtype)
-    rows = numbers + num_left * torch.arange(len(numbers), device=numbers.device)[:, None]  # of all images together
-    merged = tokens.new_zeros(len(numbers) * num_left, tokens.shape[2])
+    group_sizes = sizes.new_zeros(len(sizes), num_groups).scatter_add(1, groups, sizes)
+    weights = (sizes / group_sizes.gather(1, groups)).to(tokens.dtype)
+    rows = groups + num_groups * torch.arange(len(groups), device=groups.device)[:, None]  # of all images together
+    merged = tokens.new_zeros(len(groups) * num_groups, tokens.shape[2])
     merged = merged.index_add(0, rows.flatten(), (weights[:, :, None] * tokens).flatten(0, 1))
-    return merged.unflatten(0, (len(numbers), num_left)), merged_sizes
+    return merged.unflatten(0, (len(groups), num_groups)), group_sizes
 
 
 def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ...]:
