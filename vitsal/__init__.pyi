@@ -31,6 +31,8 @@ from .pictures.explorer import Explorer as Explorer
 from .reduction.accelerated import AcceleratedViT as AcceleratedViT
 from .reduction.drop import forward_kept as forward_kept
 from .reduction.keep import top_k_patches as top_k_patches
+from .reduction.merge import merge_tokens as merge_tokens
+from .reduction.reduction import Reduction as Reduction
 from .students.distillation import distill as distill
 from .students.maps import cache_maps as cache_maps
 from .students.student import load_student as load_student, load_students as load_students, new_student as new_student

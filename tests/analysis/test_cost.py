@@ -23,7 +23,18 @@ from vitsal.students.student import new_student
 
 TIMES = ["median_s", "fastest_s", "slowest_s", "images_per_s"]
 SPEEDUPS = ["speedup", "speedup_low", "speedup_high", "limit", "share_of_limit"]
-COLUMNS = ["guide", "keep_ratio", "batch_size", "precision", "device", *TIMES, "gflop_per_image", *SPEEDUPS]
+COLUMNS = [
+    "guide",
+    "keep_ratio",
+    "merge",
+    "input_size",
+    "batch_size",
+    "precision",
+    "device",
+    *TIMES,
+    "gflop_per_image",
+    *SPEEDUPS,
+]
 
 
 def test_operations_of_a_linear_layer():

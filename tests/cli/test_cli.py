@@ -263,7 +263,9 @@ def drop_curve(folder, checkpoint, output, *more):
 def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide):
     output = tmp_path / "new" / "table.csv"
     shown = drop_curve(folder, checkpoint, output, "--guide", guide, "--keep", "1.0,0.7,0.5", "--limit", "6")
-    assert output.read_text().startswith("target,guide,keep_ratio,n,correct,top1,ci_low,ci_high,minus,difference,")
+    assert output.read_text().startswith(
+        "target,guide,keep_ratio,merge,input_size,n,correct,top1,ci_low,ci_high,minus,difference,"
+    )
     table = pd.read_csv(output)
     assert table.keep_ratio.tolist() == [1.0, 0.7, 0.5]
     assert set(table.target) == {MODEL}
@@ -507,7 +509,7 @@ def test_pickle_that_would_execute_code(fail, curve, tmp_path):
         (["--image-size", "0,64"], "or one number; got '0,64'."),
         (["--image-size", "-64"], "or one number; got '-64'."),
         (["--image-size", "64,"], "or one number; got '64,'."),
-        (["--image-size", "64,100"], "64,100 is no whole number of patches: vitsal_digits_guide takes 8 x 8."),
+        (["--image-size", "64,100"], "64,100 is no whole number of patches: the model's are 8 x 8 pixels."),
     ],
 )
 def test_bad_explain(fail, picture, checkpoint, tmp_path, options, said):

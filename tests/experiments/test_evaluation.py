@@ -37,8 +37,10 @@ from vitsal.jobs.identity import describe, weights_fingerprint
 from vitsal.jobs.memory import Halving
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
+from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.reduction.drop import forward_kept
 from vitsal.reduction.keep import top_k_patches
+from vitsal.reduction.reduction import Reduction
 from vitsal.students.student import Student
 
 RATIOS = (1.0, 0.5, 0.1)
@@ -72,6 +74,38 @@ def test_predictions_equal_a_plain_loop_over_single_images(tiny_vit, dataset, gu
     assert len({tuple(predicted) for predicted in outcomes.predictions.values()}) > 3  # the guides do differ
 
 
+LEVERS = (Reduction(0.5, "2"), Reduction(1.0, "3-"), Reduction(0.5, "", (48, 48)), Reduction(1.0, "", (32, 64)))
+
+
+@torch.no_grad()
+def test_reductions_equal_a_plain_loop_over_single_images(tiny_vit, dataset, guides):
+    outcomes = drop_curve(tiny_vit, guides, dataset, (0.5, *LEVERS), batch_size=5, progress=False)
+    assert list(outcomes.predictions) == [(guide, reduction) for guide in guides for reduction in (0.5, *LEVERS)]
+    for (guide, reduction), predicted in outcomes.predictions.items():
+        fast = AcceleratedViT(tiny_vit, guides[guide], reduction)
+        assert predicted.tolist() == [fast(dataset[index].image[None]).argmax().item() for index in range(13)]
+    assert len({tuple(predicted) for predicted in outcomes.predictions.values()}) > 5  # the reductions do differ
+
+
+def test_reductions_are_kept_in_the_journal_beside_keep_ratios(tiny_vit, dataset, guides, tmp_path, monkeypatch):
+    first = drop_curve(tiny_vit, guides, dataset, (0.5, LEVERS[0]), folder=tmp_path, progress=False)
+    whole = drop_curve(tiny_vit, guides, dataset, (0.5, *LEVERS), folder=tmp_path, progress=False)
+    monkeypatch.setattr(_Work, "predict", lambda *args: pytest.fail("computed again"))
+    again = drop_curve(tiny_vit, guides, dataset, (*LEVERS, 0.5), folder=tmp_path, progress=False)
+    for (guide, reduction), predicted in again.predictions.items():
+        assert predicted.tolist() == whole.predictions[guide, reduction].tolist()
+        assert predicted.tolist() == first.predictions.get((guide, reduction), predicted).tolist()
+
+
+def test_reductions_that_the_target_does_not_allow(tiny_vit, dataset, guides):
+    for reduction, said in [
+        (Reduction(1.0, "9 9"), "Tokens to merge"),
+        (Reduction(1.0, "", (30, 30)), "no whole number"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            drop_curve(tiny_vit, guides, dataset, (reduction,), progress=False)
+
+
 @torch.no_grad()
 def test_table(tiny_vit, dataset, guides):
     outcomes = drop_curve(tiny_vit, guides, dataset, RATIOS, progress=False)
@@ -79,7 +113,7 @@ def test_table(tiny_vit, dataset, guides):
     assert (
         list(table.columns)
         == SUMMARY_COLUMNS
-        == ["target", "guide", "keep_ratio", "n", "correct", "top1", "ci_low", "ci_high"]
+        == ["target", "guide", "keep_ratio", "merge", "input_size", "n", "correct", "top1", "ci_low", "ci_high"]
     )
     assert len(table) == 9
     assert set(table.target) == {"tiny"}

@@ -34,7 +34,7 @@ def test_they_come_back(outcomes, tmp_path):
 def test_anybody_can_count_them(outcomes, tmp_path):
     save_outcomes(outcomes, tmp_path / "o.parquet")
     table = pd.read_parquet(tmp_path / "o.parquet")
-    assert list(table) == ["image", "label", "guide", "keep_ratio", "prediction"]
+    assert list(table) == ["image", "label", "guide", "keep_ratio", "merge", "input_size", "prediction"]
     right = (table.prediction == table.label).groupby([table.guide, table.keep_ratio]).sum()
     assert right["center", 0.7] == outcomes.correct("center", 0.7).sum()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from vitsal.guides.factory import Guide, make_guide
 from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
 from vitsal.reduction.accelerated import AcceleratedViT
+from vitsal.reduction.reduction import Reduction, as_reduction
 from vitsal.students.student import Student, load_student, new_student
 
 PLAIN = "none"  # in the place of a guide: the untouched target
@@ -88,44 +90,44 @@ def rollout_cost(model: nn.Module, batch_size: int = 32, *, repeats: int = 9) ->
 def pipeline_cost(
     target: nn.Module,
     guides: Mapping[str, Guide],
-    keep_ratios: Sequence[float],
+    reductions: Sequence[float | Reduction],
     *,
     batch_size: int = 8,
     repeats: int = 9,
     precision: str = "float32",
 ) -> pd.DataFrame:
-    """Time of the whole pipeline (guide, choice of patches, target on those alone) against the untouched target.
+    """Time of the whole pipeline (guide, choice of patches, reduced target) against the untouched target.
 
     All see the same images, in turn (`time_alternating`), and each round's times are compared with each other only.
 
     Args:
         target: a timm ViT in eval mode; the untouched one keeps its fused attention, as timm runs it.
         guides: name -> guide for images prepared for `target`; a student's downsampling is a part of it.
-        keep_ratios: fractions of patches kept, each in (0, 1]. At 1 there is nothing to choose: no guide runs, it is
-            the untouched target, which is always there.
+        reductions: fractions of patches kept, each in (0, 1], or `vitsal.Reduction`s. Where all patches are kept there
+            is nothing to choose: no guide runs (guide "none"). The untouched target is always there.
         batch_size, repeats: images per call, and rounds.
         precision: "float32", or "bfloat16" by autocast around everything, the untouched target included.
 
     Returns:
-        One row per guide and keep ratio after the untouched target's (guide "none", keep ratio 1). Columns: guide,
-        keep_ratio, batch_size, precision, device; median_s, fastest_s, slowest_s, per batch; images_per_s, from the
-        median; gflop_per_image, guide included; speedup, the untouched target's time over this one's in the same round,
-        median over rounds, with its 25 % and 75 % quantiles speedup_low and speedup_high; limit, the speed-up if time
-        went as operations do; share_of_limit, speedup / limit.
+        One row per guide and reduction after the untouched target's (guide "none", keep ratio 1). Columns: guide,
+        keep_ratio, merge, input_size, batch_size, precision, device; median_s, fastest_s, slowest_s, per batch;
+        images_per_s, from the median; gflop_per_image, guide included; speedup, the untouched target's time over this
+        one's in the same round, median over rounds, with its 25 % and 75 % quantiles speedup_low and speedup_high;
+        limit, the speed-up if time went as operations do; share_of_limit, speedup / limit.
 
     Raises:
-        UserError: unknown precision, a guide named "none", or a keep ratio outside (0, 1].
+        UserError: unknown precision, a guide named "none", a keep ratio outside (0, 1], or a reduction that the target
+            does not allow.
     """
     check_choice("precision", precision, PRECISIONS)
     if PLAIN in guides:
         raise UserError(f"{PLAIN!r} stands for the untouched target in the table; name the guide otherwise.")
     images = example_images(target, batch_size)
-    tasks = {(PLAIN, 1.0): partial(target, images)} | {
-        (name, ratio): partial(AcceleratedViT(target, guide, ratio), images)
-        for name, guide in guides.items()
-        for ratio in keep_ratios
-        if ratio != 1
-    }
+    tasks = {(PLAIN, Reduction()): partial(target, images)}
+    for (name, guide), reduction in product(guides.items(), map(as_reduction, reductions)):
+        key = (name if reduction.guided else PLAIN, reduction)
+        if key not in tasks:
+            tasks[key] = partial(AcceleratedViT(target, guide, reduction), images)
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     tasks = {key: autocast(task) for key, task in tasks.items()}
     setting = {"batch_size": batch_size, "precision": precision, "device": device_name(images.device)}
@@ -135,7 +137,7 @@ def pipeline_cost(
 def _cost_table(
     tasks: Mapping[tuple, Callable[[], object]], seconds: Mapping[tuple, np.ndarray], setting: Mapping[str, object]
 ) -> pd.DataFrame:
-    """The table of `pipeline_cost` from (guide, keep ratio) -> task; all are measured by the first of the tasks."""
+    """The table of `pipeline_cost` from (guide, reduction) -> task; all are measured by the first of the tasks."""
     gflop = {key: gflop_per_image(task, setting["batch_size"]) for key, task in tasks.items()}
     plain = next(iter(tasks))
     rows = []
@@ -143,7 +145,7 @@ def _cost_table(
         low, speedup, high = np.quantile(seconds[plain] / values, [0.25, 0.5, 0.75])
         limit = gflop[plain] / gflop[key]
         rows.append(
-            {"guide": key[0], "keep_ratio": key[1], **setting, **spread_of(values)}
+            {"guide": key[0], **key[1].columns, **setting, **spread_of(values)}
             | {"images_per_s": setting["batch_size"] / np.median(values), "gflop_per_image": gflop[key]}
             | {"speedup": speedup, "speedup_low": low, "speedup_high": high}
             | {"limit": limit, "share_of_limit": speedup / limit}
@@ -152,12 +154,12 @@ def _cost_table(
 
 
 def dropping_speedup(
-    target: nn.Module, batch_size: int = 8, keep_ratios: Sequence[float] = (0.5, 0.25), **options: int | str
+    target: nn.Module, batch_size: int = 8, reductions: Sequence[float | Reduction] = (0.5, 0.25), **options: int | str
 ) -> pd.DataFrame:
     """Speed-up of the target alone: `pipeline_cost` of a guide whose map is there beforehand, and so costs nothing."""
     saliency = RandomGuide(grid_size(target))(example_images(target, batch_size))
     guides = {"chosen beforehand": lambda images: saliency}
-    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, **options)
+    return pipeline_cost(target, guides, reductions, batch_size=batch_size, **options)
 
 
 def student_cost(
@@ -208,7 +210,7 @@ def run_benchmark(
     *,
     batch_size: int,
     student: str | None,
-    keep_ratios: Sequence[float],
+    reductions: Sequence[float | Reduction],
     precision: str,
     repeats: int,
 ) -> pd.DataFrame:
@@ -218,12 +220,12 @@ def run_benchmark(
         what: one of BENCHMARKS, which tells the options that each takes; the others are passed over.
         target: a timm ViT in eval mode.
         student: a folder or a hub name; None takes new ones of both kinds.
-        batch_size, keep_ratios, precision, repeats: as in the function of this module whose table is returned.
+        batch_size, reductions, precision, repeats: as in the function of this module whose table is returned.
     """
     if what == "rollout":
         return rollout_cost(target, batch_size, repeats=repeats)
     if what == "dropping":
-        return dropping_speedup(target, batch_size, keep_ratios, repeats=repeats, precision=precision)
+        return dropping_speedup(target, batch_size, reductions, repeats=repeats, precision=precision)
     device = next(target.parameters()).device
     if student is None:
         students = {kind: new_student(kind, grid_size(target)).eval().to(device) for kind in ARCHITECTURES}
@@ -232,4 +234,4 @@ def run_benchmark(
     if what == "student":
         return student_cost(target, students, batch_size, repeats=repeats)
     guides = {name: make_guide("student", target, student=module) for name, module in students.items()}
-    return pipeline_cost(target, guides, keep_ratios, batch_size=batch_size, repeats=repeats, precision=precision)
+    return pipeline_cost(target, guides, reductions, batch_size=batch_size, repeats=repeats, precision=precision)

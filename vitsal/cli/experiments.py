@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,20 @@ def drop_curve(
     discard_ratio: options.PlainDiscard = None,
     category_index: options.Category = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
+    merge: Annotated[
+        str,
+        typer.Option(
+            help="Tokens that each block merges away: 8, 16- (decreasing), 8@6 (from block 6 on), or a number for each "
+            "block with blanks between them. Several with commas between them."
+        ),
+    ] = "0",
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels to which images are resized for the target, such as 224,160 or 160x224; with commas between "
+            "them. The target's own by default."
+        ),
+    ] = None,
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     guide_checkpoint: options.Checkpoint = None,
@@ -49,10 +64,13 @@ def drop_curve(
 ) -> None:
     """Accuracy of a target that sees only the patches a guide chooses, for each keep ratio.
 
+    Also with tokens merged (--merge) and on smaller images (--input-size), each with each.
+
     Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
     is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
-    ratios = options.parse_ratios(keep)
+    ratios, sizes = options.parse_ratios(keep), options.parse_input_sizes(input_size)
+    schedules = ["" if schedule.strip() == "0" else schedule.strip() for schedule in merge.split(",")]
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     given = options.taken_options(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
@@ -76,7 +94,9 @@ def drop_curve(
     pupils = vs.load_students(student, where) if student else None
     choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **given)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
-    question = vs.experiments.Question(vit, choosers, dataset, tuple(ratios), limit)
+    sizes = [None if size == vs.models.input_size(vit) else size for size in sizes]
+    reductions = tuple(vs.Reduction(*levers) for levers in product(ratios, schedules, sizes))
+    question = vs.experiments.Question(vit, choosers, dataset, reductions, limit)
     path = vs.experiments.table_for(question.about, target, output, there)
     known = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict, progress=True)
     if accelerator.is_main_process:
@@ -85,9 +105,13 @@ def drop_curve(
             vs.experiments.save_outcomes(known, outcomes)
         vs.experiments.add_results(table, path)
         columns = [*vs.experiments.SUMMARY_COLUMNS, *vs.experiments.DIFFERENCE]
-        print(table[columns].to_string(index=False, float_format="{:.4f}".format))
-        for point, share in vs.experiments.student_shares(known).items():
-            print("{}, keep {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(*point, *share))
+        told = table[columns].drop(
+            columns=[name for name, plain in vs.experiments.NOT_USED.items() if (table[name] == plain).all()]
+        )
+        print(told.to_string(index=False, float_format="{:.4f}".format))
+        for (name, key), share in vs.experiments.student_shares(known).items():
+            how = vs.reduction.as_reduction(key)
+            print("{}, {}: share of the gap recovered {:.2f} [{:.2f}, {:.2f}]".format(name, how, *share))
         print(path)
 
 

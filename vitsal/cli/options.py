@@ -99,6 +99,18 @@ def parse_ratios(text: str) -> list[float]:
     return list(dict.fromkeys(ratios))
 
 
+def parse_input_sizes(text: str | None) -> list[tuple[int, int] | None]:
+    """Read sizes such as "224,160x192" (HEIGHTxWIDTH); None is the target's own size; UserError for anything else."""
+    sizes = []
+    for part in [] if text is None else text.split(","):
+        found = re.fullmatch(r"\s*([0-9]{1,9})(?:x([0-9]{1,9}))?\s*", part)
+        if not found:
+            raise UserError(f"An input size is a number of pixels, such as 160, or 160x224; got {quoted(part)}.")
+        height, width = int(found[1]), int(found[2] or found[1])
+        sizes.append(tuple(check_whole("input size", side, 1, LONGEST_INPUT) for side in (height, width)))
+    return sizes or [None]
+
+
 def parse_counts(text: str) -> list[int]:
     """Read numbers of samples such as "5000,50000"; raise UserError if one is no whole number from 1 on."""
     return [check_whole("number of samples", parse_value(part), 1, LARGEST_COUNT) for part in text.split(",")]

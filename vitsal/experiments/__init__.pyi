@@ -2,6 +2,8 @@ from .evaluation import answer as answer, drop_curve as drop_curve
 from .journal import Journal as Journal, Row as Row, journal_file as journal_file
 from .measured import read_outcomes as read_outcomes, save_outcomes as save_outcomes
 from .outcomes import (
+    LEVERS as LEVERS,
+    NOT_USED as NOT_USED,
     SUMMARY_COLUMNS as SUMMARY_COLUMNS,
     Outcomes as Outcomes,
     paired_difference as paired_difference,

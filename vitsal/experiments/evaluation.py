@@ -22,16 +22,17 @@ from vitsal.experiments.schedule import Part, Schedule
 from vitsal.guides.factory import Guide
 from vitsal.jobs.memory import Halving
 from vitsal.jobs.processes import make_accelerator, same_on_all
+from vitsal.models.pixels import resize
 from vitsal.models.tokens import grid_size
-from vitsal.reduction.drop import embed_once, forward_kept
-from vitsal.reduction.keep import top_k_patches
+from vitsal.reduction.drop import embed_once
+from vitsal.reduction.reduction import Reduction, forward_reduced
 
 
 def drop_curve(
     target: nn.Module,
     guides: Mapping[str, Guide],
     dataset: LabelledImages,
-    keep_ratios: Sequence[float],
+    reductions: Sequence[float | Reduction],
     *,
     limit: int | None = None,
     folder: str | Path | None = None,
@@ -40,7 +41,7 @@ def drop_curve(
     strict: bool = False,
     progress: bool = True,
 ) -> Outcomes:
-    """Let each guide choose the patches that the target sees, for each keep ratio, and note what it predicts.
+    """Let each guide choose the patches that the target sees, for each reduction, and note what it predicts.
 
     What is not known yet is computed on as many processes as accelerate's launcher has started. Each image is loaded
     and embedded once, each guide sees it once. Where memory runs out, batches are halved. Images that cannot be read
@@ -50,7 +51,8 @@ def drop_curve(
         target: a timm ViT in eval mode.
         guides: name -> guide for images prepared for `target`.
         dataset: as `open_data` returns it, with the target's transform.
-        keep_ratios: fractions of patches kept, each in (0, 1].
+        reductions: fractions of patches kept, each in (0, 1], or `vitsal.Reduction`s, which also merge tokens or show
+            the target smaller images. Guides see the images as they are; their maps are laid on the smaller grid.
         limit: number of samples, spread evenly over an indexed data set, the first of a stream; None takes all.
         folder: where to keep a journal of the predictions, and to go on from; in memory only by default. What any
             earlier run with this folder has computed for this target and data is not computed again.
@@ -63,7 +65,7 @@ def drop_curve(
             not finite, a map that is not on the target's grid, or, with `strict`, an image that cannot be read; an
             image that is replaced during the work.
     """
-    question = Question(target, guides, dataset, tuple(keep_ratios), limit)
+    question = Question(target, guides, dataset, tuple(reductions), limit)
     return answer(question, folder, batch_size, num_workers, strict, progress)
 
 
@@ -138,19 +140,17 @@ class _Work:
         Raises:
             UserError: logits that are not finite, or a guide whose map is not on the target's grid.
         """
-        target, predictions = self.question.target, []
         saliency = {guide_id: self._ask(guide_id, images) for guide_id in sorted({guide_id for guide_id, _ in cells})}
-        with embed_once(target, images):
-            for guide_id, ratio in cells:
-                seen = saliency[guide_id]  # reduced by dropping patches; without a map it sees all of them
-                logits = target(images) if seen is None else forward_kept(target, images, top_k_patches(seen, ratio))
-                if bad := int((~logits.isfinite()).any(dim=1).sum()):
-                    raise UserError(
-                        f"The target's answers are not finite for {bad} of {len(logits)} images: its weights are "
-                        "damaged, or the precision does not suffice."
-                    )
-                predictions.append(logits.argmax(dim=1))
-        return torch.stack(predictions, dim=1)
+        predictions: dict[Cell, Tensor] = {}
+        for size, target in self.question.targets.items():
+            seen = resize(images, size) if size else images
+            with embed_once(target, seen):
+                for cell in cells:
+                    reduction = self.question.by_code[cell[1]]
+                    if reduction.input_size == size:
+                        logits = forward_reduced(target, seen, reduction, saliency[cell[0]])
+                        predictions[cell] = _check_finite(logits).argmax(dim=1)
+        return torch.stack([predictions[cell] for cell in cells], dim=1)
 
     def _ask(self, guide_id: str, images: Tensor) -> Tensor | None:
         """The map of a guide, which must be on the target's grid: (B, 3, H, W) -> (B, gh, gw); None of any guide."""
@@ -162,3 +162,12 @@ class _Work:
         if tuple(saliency.shape) != wanted:
             raise UserError(f"The guide {name!r} gives maps {tuple(saliency.shape)} where the target has {wanted}.")
         return saliency
+
+
+def _check_finite(logits: Tensor) -> Tensor:
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise UserError(
+            f"The target's answers are not finite for {bad} of {len(logits)} images: its weights are damaged, or the "
+            "precision does not suffice."
+        )
+    return logits

@@ -23,8 +23,9 @@ from vitsal.errors import UserError
 from vitsal.experiments.outcomes import Outcomes
 from vitsal.jobs.files import locked, write_whole
 from vitsal.jobs.identity import checksum, question_hash, refuse_other
+from vitsal.reduction.reduction import Reduction
 
-Cell = tuple[str, float]  # a guide's id and a keep ratio
+Cell = tuple[str, float | str]  # a guide's id and a reduction's code
 UNKNOWN, UNREADABLE = -1, -2  # in place of a class
 
 
@@ -39,7 +40,7 @@ class Row(NamedTuple):
 
 
 class Journal:
-    """Predicted classes by sample, for any number of cells: pairs of a guide's id and a keep ratio.
+    """Predicted classes by sample, for any number of cells: pairs of a guide's id and a reduction's code.
 
     Args:
         path: file to keep them in, and to go on from; None keeps them in memory only.
@@ -98,8 +99,8 @@ class Journal:
         parts = ((list(compress(cells, unknown)), part) for unknown, part in zip(~patterns.T, samples, strict=True))
         return [(wanted, part) for wanted, part in parts if wanted]
 
-    def outcomes(self, indices: Sequence[int], cells: Mapping[tuple[str, float], Cell]) -> Outcomes:
-        """Predictions for these samples, without those that cannot be read: (guide's name, keep ratio) -> classes."""
+    def outcomes(self, indices: Sequence[int], cells: Mapping[tuple[str, float | Reduction], Cell]) -> Outcomes:
+        """Predictions for these samples, without those that cannot be read: (guide's name, reduction) -> classes."""
         good = [index for index in indices if index not in self.skipped]
         length = max(good, default=-1) + 1
         return Outcomes(
@@ -141,7 +142,7 @@ class Journal:
         rows = [Row(*row) for row in record.get("rows", [])]
         if self.keys is not None:
             rows = [row._replace(index=self.numbers[row.index]) for row in rows if row.index in self.numbers]
-        self._note(rows, [(guide, ratio) for guide, ratio in record.get("cells", [])])
+        self._note(rows, [(guide, code) for guide, code in record.get("cells", [])])
 
     def _read(self) -> None:
         """Take what the file holds; a last line that a kill cut short is removed, and so are damaged ones."""

@@ -9,22 +9,23 @@ import numpy as np
 import pandas as pd
 
 from vitsal.errors import UserError, check_file
-from vitsal.experiments.outcomes import Outcomes
+from vitsal.experiments.outcomes import LEVERS, NOT_USED, Outcomes
 from vitsal.jobs.files import write_whole
+from vitsal.reduction.reduction import Reduction, as_reduction
 
-CELL = ["guide", "keep_ratio"]
+CELL = ["guide", *LEVERS]
 COLUMNS = ["image", "label", *CELL, "prediction"]
 
 
 def save_outcomes(outcomes: Outcomes, path: str | Path) -> None:
-    """Write outcomes as Parquet: one row per guide, keep ratio and image, with what they are about.
+    """Write outcomes as Parquet: one row per guide, reduction and image, with what they are about.
 
     Any tool that reads Parquet can read the rows; `read_outcomes` gives the outcomes back.
     """
     same = {"image": outcomes.names, "label": np.asarray(outcomes.labels)}
     parts = [
-        pd.DataFrame(same | {"guide": guide, "keep_ratio": ratio, "prediction": np.asarray(predicted)})
-        for (guide, ratio), predicted in outcomes.predictions.items()
+        pd.DataFrame(same | {"guide": guide, "prediction": np.asarray(predicted)} | as_reduction(key).columns)
+        for (guide, key), predicted in outcomes.predictions.items()
     ]
     table = pd.concat(parts, ignore_index=True)[COLUMNS].astype({"label": "int32", "prediction": "int32"})
     table.attrs = {"about": dict(outcomes.about), "skipped": dict(outcomes.skipped)}
@@ -39,12 +40,17 @@ def read_outcomes(path: str | Path) -> Outcomes:
     """
     check_file("outcomes", path)
     try:
-        table = pd.read_parquet(path, page_checksum_verification=True)[COLUMNS]
+        table = pd.read_parquet(path, page_checksum_verification=True)
+        # files of before there was more than dropping have no such columns
+        table = table.assign(**{name: value for name, value in NOT_USED.items() if name not in table})[COLUMNS]
         groups = dict(tuple(table.groupby(CELL, sort=False)))
         first = next(iter(groups.values()))
         if any(list(rows.image) != list(first.image) for rows in groups.values()):
-            raise ValueError("its images are not the same for all guides and keep ratios")
+            raise ValueError("its images are not the same for all guides and reductions")
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise UserError(f"{path} cannot be read as outcomes ({error}); name another, or move it.") from error
-    predictions = {cell: rows.prediction.to_numpy() for cell, rows in groups.items()}
+    predictions = {
+        (guide, Reduction.from_columns(*levers).key): rows.prediction.to_numpy()
+        for (guide, *levers), rows in groups.items()
+    }
     return Outcomes(list(first.image), first.label.to_numpy(), predictions, **table.attrs)

@@ -15,36 +15,39 @@ from torch import nn
 import vitsal
 from vitsal.data.images import LabelledImages, describe_transform
 from vitsal.data.labels import check_classes
-from vitsal.errors import UserError, check_number
+from vitsal.errors import UserError
 from vitsal.experiments.journal import Cell, Row
 from vitsal.guides.factory import Guide
 from vitsal.jobs.devices import device_name
 from vitsal.jobs.identity import describe, question_hash
 from vitsal.jobs.processes import computed_precision, make_accelerator
+from vitsal.models.sizes import resized
+from vitsal.reduction.reduction import Reduction, as_reduction, check_reduction
 
 ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever chooses
 
 
 @dataclass(frozen=True)
 class Question:
-    """How well a target does on a data set that it sees reduced, for each guide and keep ratio; see `drop_curve`.
+    """How well a target does on a data set that it sees reduced, for each guide and reduction; see `drop_curve`.
 
     Raises:
-        UserError: no guide, no keep ratio, or one outside (0, 1]; a target, or a model in a guide, in training mode; a
-            target without a classifier, or data whose classes cannot be its own.
+        UserError: no guide, no reduction, a keep ratio outside (0, 1], or a reduction that the target does not allow; a
+            target, or a model in a guide, in training mode; a target without a classifier, or data whose classes cannot
+            be its own.
     """
 
     target: nn.Module
     guides: Mapping[str, Guide]
     dataset: LabelledImages
-    keep_ratios: tuple[float, ...]
+    reductions: tuple[float | Reduction, ...]
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.guides or not self.keep_ratios:
+        if not self.guides or not self.reductions:
             raise UserError("A drop curve needs at least one guide and one keep ratio.")
-        for ratio in self.keep_ratios:
-            check_number("keep ratio", ratio, 0, 1, open_end="low")
+        for reduction in self.by_code.values():
+            check_reduction(self.targets[reduction.input_size], reduction)
         for name, part in {"target": self.target, **self.guides}.items():
             if any(module.training for model in models_in(part) for module in model.modules()):
                 raise UserError(
@@ -60,13 +63,28 @@ class Question:
         return {name: question_hash({"guide": describe(guide)}) for name, guide in self.guides.items()}
 
     @cached_property
-    def cells(self) -> dict[tuple[str, float], Cell]:
-        """(guide's name, keep ratio) -> under what the journal keeps it: who chooses, and how the target is reduced.
+    def by_code(self) -> dict[float | str, Reduction]:
+        """Reductions under what the journal calls them: by their keep ratio where that is all, else by their text."""
+        asked = [as_reduction(reduction) for reduction in self.reductions]
+        return {reduction.code: reduction for reduction in asked}
 
-        What is done to the target, today a keep ratio, is told here, and done in `vitsal.experiments.evaluation`.
+    @cached_property
+    def targets(self) -> dict[tuple[int, int] | None, nn.Module]:
+        """Input size -> the target of that size, of the same weights; None is its own."""
+        sizes = {reduction.input_size for reduction in self.by_code.values()}
+        return {size: resized(self.target, size) if size else self.target for size in sizes}
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, float | Reduction], Cell]:
+        """(guide's name, reduction) -> under what the journal keeps it: who chooses, and how the target is reduced.
+
+        What is done to the target is told here, and done in `vitsal.experiments.evaluation`.
         """
-        asked = product(self.guides, self.keep_ratios)
-        return {(name, ratio): (ANY_GUIDE if ratio == 1 else self.guide_ids[name], ratio) for name, ratio in asked}
+        asked = product(self.guides, self.by_code.items())
+        return {
+            (name, reduction.key): (self.guide_ids[name] if reduction.guided else ANY_GUIDE, code)
+            for name, (code, reduction) in asked
+        }
 
     @cached_property
     def keys(self) -> dict[int, str] | None:

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from vitsal.errors import UserError
-from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
+from vitsal.experiments.outcomes import LEVERS, SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
 from vitsal.jobs.files import locked, write_whole
 from vitsal.jobs.identity import checksum, question_hash
+from vitsal.reduction.reduction import Reduction
 
-POINT = ["target", "guide", "keep_ratio"]
+POINT = ["target", "guide", *LEVERS]
 SAMPLE = ["limit", "data_id", "precision"]  # the same in all of a table, so that its rows can be compared
 ENVIRONMENT = ["device", "vitsal", "torch", "timm"]
 DIFFERENCE = ["minus", "difference", "difference_low", "difference_high"]
@@ -22,11 +23,13 @@ CHECKSUM = "checksum"  # of the row's other columns: a damaged row is noticed
 IDENTITY = ["target_id", "guide_id", "seed", "data", *SAMPLE, *ENVIRONMENT]
 RESULT_COLUMNS = [*SUMMARY_COLUMNS, *DIFFERENCE, *IDENTITY, CHECKSUM]
 WHOLE = {"limit": "Int64", "seed": "Int64"}
-TEXT = dict.fromkeys(["target", "guide", "minus", *IDENTITY, CHECKSUM], "str")  # a hash, say, may look like a number
+TEXT = dict.fromkeys(
+    ["target", "guide", "merge", "input_size", "minus", *IDENTITY, CHECKSUM], "str"
+)  # a hash, say, may look like a number
 
 
 def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
-    """Summary of outcomes with all that identifies them: one row per guide and keep ratio.
+    """Summary of outcomes with all that identifies them: one row per guide and reduction.
 
     Columns: those of `summarize`; the paired difference to the first guide (`minus`), in accuracy, with its 95 %
     bootstrap interval; name and weights of the target (`target_id`), a hash of the guide's own weights and settings
@@ -37,7 +40,10 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
         UserError: there are no outcomes.
     """
     table, first = summarize(outcomes, target), outcomes.guides[0]
-    pairs = [(first, *paired_difference(outcomes, row.guide, first, row.keep_ratio)) for row in table.itertuples()]
+    points = [
+        (row.guide, Reduction.from_columns(*(getattr(row, name) for name in LEVERS))) for row in table.itertuples()
+    ]
+    pairs = [(first, *paired_difference(outcomes, guide, first, reduction)) for guide, reduction in points]
     table[DIFFERENCE] = pd.DataFrame(pairs, index=table.index)
     table = table.merge(identity_table(outcomes.about, target), how="left", on=["target", "guide"])
     return table.assign(**{CHECKSUM: row_checksums(table)})[RESULT_COLUMNS]

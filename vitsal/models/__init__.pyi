@@ -17,8 +17,10 @@ from .pixels import (
     denormalize as denormalize,
     downsample as downsample,
     fit_grid as fit_grid,
+    resize as resize,
     to_pixels as to_pixels,
 )
+from .sizes import check_size as check_size, resized as resized
 from .tokens import (
     default_readout as default_readout,
     grid_size as grid_size,

@@ -20,6 +20,7 @@ from torch.types import Device
 
 from vitsal.errors import UserError, cut, is_out_of_memory, quoted, suggestion
 from vitsal.models.digits import MODEL_NAMES  # and registers the embedded models with timm
+from vitsal.models.sizes import check_size
 from vitsal.models.weights import load_state, options_from, read_checkpoint
 
 SUPPORTED = (VisionTransformer, Eva, Beit)
@@ -71,11 +72,8 @@ def load_sized_model(
     UserError for a size that is no whole number of patches.
     """
     model = load_model(name, checkpoint, device=device, **({"img_size": size} if size else {}))
-    patch = model.patch_embed.patch_size
-    if size and any(pixels % step for pixels, step in zip(size, patch, strict=True)):
-        raise UserError(
-            f"The image size {size[0]},{size[1]} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
-        )
+    if size:
+        check_size(model, size)
     return model
 
 

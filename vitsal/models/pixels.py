@@ -15,13 +15,19 @@ def convert_images(images: Tensor, source: nn.Module, target: nn.Module) -> Tens
 
     Undoes one normalisation, resizes, applies the other: a guide sees what the target sees, in its own scale.
     """
-    if images.shape[-2:] != input_size(target):
-        images = F.interpolate(images, input_size(target), mode="bicubic", antialias=True, align_corners=False)
+    images = resize(images, input_size(target))
     have, want = resolve_model_data_config(source), resolve_model_data_config(target)
     if (have["mean"], have["std"]) == (want["mean"], want["std"]):
         return images
     mean, std = _normalization(target, images)
     return (denormalize(images, source) - mean) / std
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images as ViTs' transforms do, bicubic and antialiased: (B, 3, H, W) -> (B, 3, *size)."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def denormalize(images: Tensor, model: nn.Module) -> Tensor:

@@ -33,15 +33,23 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
     """Draw accuracy against drop ratio, one curve per guide, with its 95 % band; the legend names the target.
 
     The table is as `vitsal.experiments.summarize` returns it, for one target. Styles are numbers of colours and
-    markers, so that a guide looks the same in every figure.
+    markers, so that a guide looks the same in every figure; a curve of smaller images, or with tokens merged, is named
+    by the guide and that, such as "random, merge 8, 160 x 160 px".
     """
-    for guide, rows in table.groupby("guide", sort=False):
+    for name, rows in table.groupby(curve_names(table), sort=False):
         rows = rows.sort_values("keep_ratio")
         dropped = 100 * (1 - rows.keep_ratio)
-        axis.plot(dropped, 100 * rows.top1, label=guide, **curve_style(styles[guide]))
-        colour = COLOURS[styles[guide]]
+        axis.plot(dropped, 100 * rows.top1, label=name, **curve_style(styles[name]))
+        colour = COLOURS[styles[name]]
         axis.fill_between(dropped, 100 * rows.ci_low, 100 * rows.ci_high, color=colour, alpha=0.2, linewidth=0)
     label_drop_axis(axis, title=_target_of(table, axis))
+
+
+def curve_names(table: pd.DataFrame) -> pd.Series:
+    """Of each row of a drop curve the name of its curve: the guide, and what is done besides dropping patches."""
+    merged = table["merge"].map(lambda merge: "" if merge == "0" else f", merge {merge}")
+    resized = table["input_size"].map(lambda size: "" if size == "own" else f", {size} px")
+    return table["guide"] + merged + resized
 
 
 def _target_of(table: pd.DataFrame, axis: plt.Axes) -> str:

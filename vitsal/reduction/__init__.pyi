@@ -15,4 +15,10 @@ from .merge import (
     merge_tokens as merge_tokens,
     num_mergeable as num_mergeable,
 )
+from .reduction import (
+    Reduction as Reduction,
+    as_reduction as as_reduction,
+    check_reduction as check_reduction,
+    forward_reduced as forward_reduced,
+)
 from .surgery import eval_mode as eval_mode, replaced as replaced

@@ -1,4 +1,4 @@
-"""One module for the whole way: image, guide, patches to keep, target."""
+"""One module for the whole way: image, guide, patches to keep, target, tokens to merge."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vitsal.errors import check_number
-from vitsal.reduction.drop import forward_kept
-from vitsal.reduction.keep import top_k_patches
+from vitsal.models.pixels import resize
+from vitsal.models.sizes import resized
+from vitsal.reduction.reduction import Reduction, as_reduction, check_reduction, forward_reduced
 
 
 class AcceleratedViT(nn.Module):
@@ -17,19 +17,24 @@ class AcceleratedViT(nn.Module):
     Args:
         target: a timm ViT in eval mode.
         guide: maps the target's images to saliency, (B, 3, H, W) -> (B, gh, gw).
-        keep_ratio: fraction of patches kept, in (0, 1]; at 1 no guide is asked.
+        reduction: fraction of patches kept, in (0, 1]; or a `vitsal.Reduction`, which can also merge tokens and show
+            the target smaller images. Where all patches are kept no guide is asked.
 
     Raises:
-        UserError: the keep ratio is no number in (0, 1]; on running, saliency that is not finite.
+        UserError: a keep ratio that is no number in (0, 1], or a reduction that the target does not allow; on running,
+            saliency that is not finite.
     """
 
-    def __init__(self, target: nn.Module, guide: Callable[[Tensor], Tensor], keep_ratio: float) -> None:
+    def __init__(self, target: nn.Module, guide: Callable[[Tensor], Tensor], reduction: float | Reduction) -> None:
         super().__init__()
-        self.target, self.guide, self.training = target, guide, target.training
-        self.keep_ratio = check_number("keep ratio", keep_ratio, 0, 1, open_end="low")
+        self.reduction = as_reduction(reduction)
+        size = self.reduction.input_size
+        self.target = resized(target, size) if size else target
+        self.guide, self.training = guide, target.training
+        check_reduction(self.target, self.reduction)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch: (B, 3, H, W) -> (B, classes)."""
-        if self.keep_ratio == 1:
-            return self.target(images)
-        return forward_kept(self.target, images, top_k_patches(self.guide(images), self.keep_ratio))
+        saliency = self.guide(images) if self.reduction.guided else None
+        seen = resize(images, self.reduction.input_size) if self.reduction.input_size else images
+        return forward_reduced(self.target, seen, self.reduction, saliency)

@@ -1,0 +1,97 @@
+"""Reductions: what each lever does by hand, all together, and how they are named."""
+
+import pytest
+import torch
+from helpers import assert_close, traces
+from torch.nn import functional as F
+
+from vitsal.errors import UserError
+from vitsal.guides.baselines import CenterGuide, RandomGuide
+from vitsal.models.loading import load_model
+from vitsal.models.sizes import resized
+from vitsal.reduction.accelerated import AcceleratedViT
+from vitsal.reduction.drop import forward_kept, keep_patches
+from vitsal.reduction.keep import top_k_patches
+from vitsal.reduction.merge import merge_tokens
+from vitsal.reduction.reduction import Reduction, as_reduction, forward_reduced
+
+
+@pytest.fixture(scope="module")
+def target():
+    return load_model("vitsal_digits_target")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_nothing_is_the_untouched_model(target, scenes):
+    assert torch.equal(forward_reduced(target, scenes, Reduction()), target(scenes))
+
+
+@torch.no_grad()
+def test_a_keep_ratio_is_dropping(target, scenes):
+    saliency = RandomGuide((14, 14))(scenes)
+    by_hand = forward_kept(target, scenes, top_k_patches(saliency, 0.3))
+    assert torch.equal(forward_reduced(target, scenes, Reduction(0.3), saliency), by_hand)
+
+
+@torch.no_grad()
+def test_all_levers_by_hand(target, scenes):
+    before = traces(target)
+    guide = RandomGuide((14, 14))
+    fast = AcceleratedViT(target, guide, Reduction(0.6, "4", (80, 96)))
+    small = F.interpolate(scenes, (80, 96), mode="bicubic", antialias=True)
+    laid = F.interpolate(guide(scenes)[:, None], (10, 12), mode="bilinear", antialias=True)[:, 0]
+    twin = resized(target, (80, 96))
+    with keep_patches(twin, laid.flatten(1).topk(72).indices.sort().values), merge_tokens(twin, 4) as merged:
+        by_hand = twin(small)
+    assert_close(fast(scenes), by_hand, 1e-5)
+    assert merged.sizes.shape == (3, 1 + 72 - 6 * 4)
+    assert traces(target) == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lever", [{"keep_ratio": 0.5}, {"merge": "8"}, {"input_size": (80, 80)}])
+def test_each_lever_matters_and_a_batch_equals_its_single_images(target, scenes, lever):
+    fast = AcceleratedViT(target, CenterGuide((14, 14)), Reduction(**lever))
+    logits = fast(scenes)
+    assert (logits - target(scenes)).abs().max() > 0.05
+    assert_close(torch.cat([fast(scene[None]) for scene in scenes]), logits, 1e-4)
+
+
+def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):
+    fast = AcceleratedViT(target, lambda images: pytest.fail("asked"), Reduction(merge="8"))
+    fast(scenes)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "text", "key"),
+    [
+        (Reduction(), "keep 1", 1.0),
+        (Reduction(0.25), "keep 0.25", 0.25),
+        (Reduction(0.5, "8@6"), "keep 0.5, merge 8@6", Reduction(0.5, "8@6")),
+        (Reduction(1.0, "16-", (160, 192)), "keep 1, merge 16-, 160 x 192 px", Reduction(1.0, "16-", (160, 192))),
+    ],
+)
+def test_names(reduction, text, key):
+    assert str(reduction) == text
+    assert reduction.key == key
+    assert as_reduction(key) == reduction
+    assert Reduction.from_columns(*reduction.columns.values()) == reduction
+    assert reduction.guided == (reduction.keep_ratio < 1)
+
+
+def test_refusals(target, scenes):
+    with pytest.raises(UserError, match=r"To keep 0\.5 of the patches takes saliency"):
+        forward_reduced(target, scenes, Reduction(0.5))
+    with pytest.raises(UserError, match=r"keep ratio must .*\(0, 1\]"):
+        Reduction(0)
+    for reduction, said in [(Reduction(merge="x"), "Tokens to merge"), (Reduction(input_size=(100, 112)), "no whole")]:
+        with pytest.raises(UserError, match=said):
+            AcceleratedViT(target, CenterGuide((14, 14)), reduction)
+    beit = load_model("beit_base_patch16_224", pretrained=False, depth=1)
+    with pytest.raises(UserError, match="cannot be merged: it has relative positions"):
+        AcceleratedViT(beit, CenterGuide((14, 14)), Reduction(merge="8"))

@@ -1,0 +1,41 @@
+"""The same model for images of another size."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import chain
+
+from torch import nn
+
+from vitsal.errors import UserError
+from vitsal.models.tokens import input_size
+
+
+def resized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """A twin of a timm ViT for images of this size, (H, W) in pixels; `model` itself where that is its own.
+
+    It has the very weights of the model, not copies; what belongs to positions alone is interpolated as timm does it
+    (`set_input_size`).
+
+    Raises:
+        UserError: a size that is no whole number of patches, or a model that timm cannot resize.
+    """
+    check_size(model, size)
+    if tuple(size) == input_size(model):
+        return model
+    if not hasattr(model, "set_input_size"):
+        raise UserError(f"{type(model).__name__} has a fixed input size, {input_size(model)}; choose another target.")
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    twin = deepcopy(model, shared)
+    twin.set_input_size(img_size=tuple(size))
+    return twin
+
+
+def check_size(model: nn.Module, size: tuple[int, int]) -> None:
+    """Raise UserError unless this size, (H, W) in pixels, is a whole number of the model's patches."""
+    patch = model.patch_embed.patch_size
+    if any(pixels < step or pixels % step for pixels, step in zip(size, patch, strict=True)):
+        raise UserError(
+            f"The image size {size[0]},{size[1]} is no whole number of patches: the model's are "
+            f"{patch[0]} x {patch[1]} pixels."
+        )

@@ -1,0 +1,101 @@
+"""What is done to a ViT to make it cheaper: patches dropped, tokens merged, a smaller image, or all together."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vitsal.errors import UserError, check_number
+from vitsal.models.pixels import fit_grid
+from vitsal.models.tokens import grid_size
+from vitsal.reduction.drop import keep_patches
+from vitsal.reduction.keep import top_k_patches
+from vitsal.reduction.merge import merge_tokens
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One way to reduce a ViT. Nothing at all, the default, is the untouched model.
+
+    Args:
+        keep_ratio: fraction of the patches kept, in (0, 1], those that a guide finds most salient.
+        merge: how many tokens each block merges away, as `vitsal.reduction.merge_schedule` reads it; "" for none.
+        input_size: (H, W) in pixels to which images are resized; None is the model's own.
+
+    Raises:
+        UserError: the keep ratio is no number in (0, 1].
+    """
+
+    keep_ratio: float = 1.0
+    merge: str = ""
+    input_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("keep ratio", self.keep_ratio, 0, 1, open_end="low")
+
+    def __str__(self) -> str:
+        """Such as "keep 0.5, merge 8, 160 x 160 px"."""
+        size = self.input_size and "{} x {} px".format(*self.input_size)
+        parts = [f"keep {self.keep_ratio:g}", self.merge and f"merge {self.merge}", size]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def code(self) -> float | str:
+        """What a journal calls it: its keep ratio where that is all, else its text."""
+        return self.keep_ratio if self == Reduction(self.keep_ratio) else str(self)
+
+    @property
+    def key(self) -> float | Reduction:
+        """Under what outcomes are kept: its keep ratio where that is all, else itself."""
+        return self.keep_ratio if self == Reduction(self.keep_ratio) else self
+
+    @property
+    def columns(self) -> dict[str, float | str]:
+        """What tables say of it: keep ratio, merge ("0" for none), input size (such as "160 x 160"; "own")."""
+        size = "{} x {}".format(*self.input_size) if self.input_size else "own"
+        return {"keep_ratio": self.keep_ratio, "merge": self.merge or "0", "input_size": size}
+
+    @classmethod
+    def from_columns(cls, keep_ratio: float, merge: str, input_size: str) -> Reduction:
+        """The reduction of which a table says so (`columns`)."""
+        size = None if input_size == "own" else tuple(map(int, input_size.split(" x ")))
+        return cls(keep_ratio, "" if merge == "0" else merge, size)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a map is needed, to choose the patches that are kept."""
+        return self.keep_ratio < 1
+
+
+def as_reduction(reduction: float | Reduction) -> Reduction:
+    """A reduction, or the one that a keep ratio alone stands for."""
+    return reduction if isinstance(reduction, Reduction) else Reduction(reduction)
+
+
+def check_reduction(model: nn.Module, reduction: Reduction) -> None:
+    """Raise UserError if the tokens of `model` are to be merged and cannot be, or not by this schedule."""
+    if reduction.merge:
+        with merge_tokens(model, reduction.merge):
+            pass
+
+
+def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Tensor:
+    """Logits of `model` on images (B, 3, H, W), patches dropped and tokens merged as `reduction` says.
+
+    Model and images have the reduction's size already (`vitsal.models.resized`, `vitsal.models.resize`). Saliency
+    (B, gh, gw), for a reduction that keeps a part of the patches, is laid on the model's grid.
+
+    Raises:
+        UserError: patches are to be chosen without saliency, or tokens merged that cannot be (`merge_tokens`).
+    """
+    with ExitStack() as stack:
+        if reduction.guided:
+            if saliency is None:
+                raise UserError(f"To keep {reduction.keep_ratio:g} of the patches takes saliency; got none.")
+            laid = fit_grid(saliency[:, None], grid_size(model, images))[:, 0]
+            stack.enter_context(keep_patches(model, top_k_patches(laid, reduction.keep_ratio)))
+        if reduction.merge:
+            stack.enter_context(merge_tokens(model, reduction.merge))
+        return model(images)
