@@ -19,6 +19,7 @@ from vitsal.errors import UserError
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.baselines import CenterGuide
+from vitsal.reduction.reduction import Reduction
 from vitsal.students.student import new_student
 
 TIMES = ["median_s", "fastest_s", "slowest_s", "images_per_s"]
@@ -71,6 +72,23 @@ def test_speedup_of_the_target_alone(tiny_vit):
     assert list(zip(table.guide, table.keep_ratio, strict=True)) == [("none", 1.0), ("chosen beforehand", 0.5)]
     check_against_hand(table, [operations_by_hand(tiny_vit, num_tokens) for num_tokens in (17, 9)])
     assert traces(tiny_vit) == before
+
+
+def test_merging_and_smaller_images_need_no_guide_and_run_once(tiny_vit):
+    """Merging 2 of 17 tokens in each block, after its attention; and 3 x 3 of 4 x 4 patches."""
+    guides = {name: lambda images: pytest.fail("asked") for name in ("a", "b")}
+    table = pipeline_cost(
+        tiny_vit, guides, [Reduction(1.0, "2"), Reduction(1.0, "0", (48, 48))], batch_size=2, repeats=1
+    )
+    named = [("none", "none", "own"), ("none", "2", "own"), ("none", "none", "48 x 48")]
+    assert list(zip(table.guide, table["merge"], table.input_size, strict=True)) == named
+    width = tiny_vit.embed_dim
+    outside = 16 * 3 * 16 * 16 * width + width * 10  # patch embedding and head
+    blocks = sum(width**2 * (4 * n + 8 * (n - 2)) + 2 * n**2 * width for n in (17, 15, 13))
+    matching = sum((n // 2) ** 2 * 64 for n in (17, 15, 13))  # keys of 64 numbers, half of the patches with half
+    small = 9 * 3 * 16 * 16 * width + width * 10 + 3 * (12 * 10 * width**2 + 2 * 10**2 * width)
+    by_hand = [operations_by_hand(tiny_vit, 17), 2 * (outside + blocks + matching), 2 * small]
+    assert np.allclose(table.gflop_per_image, np.array(by_hand) / 1e9, rtol=1e-6)
 
 
 def test_operations_of_a_pipeline(tiny_vit):

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+from itertools import product
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -26,6 +27,7 @@ from vitsal.data.opening import open_data
 from vitsal.errors import UserError
 from vitsal.experiments.measured import read_outcomes
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
+from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
 from vitsal.guides.factory import picture_guide
 from vitsal.models.classes import class_names, top_classes
@@ -34,6 +36,8 @@ from vitsal.models.pixels import to_pixels
 from vitsal.models.tokens import model_transform
 from vitsal.pictures.overlays import overlay
 from vitsal.pictures.sheets import draw_sample
+from vitsal.reduction.accelerated import AcceleratedViT
+from vitsal.reduction.reduction import Reduction
 
 MODEL = "vitsal_digits_guide"
 
@@ -282,6 +286,23 @@ def test_drop_curve_writes_what_is_predicted_for_each_image(folder, checkpoint, 
     said = fail("drop-curve", "--data", folder, "--target", MODEL, "--outcomes", output)
     assert "cannot be read as outcomes" in said
     assert output.read_bytes() == before
+
+
+def test_drop_curve_with_every_lever(folder, checkpoint, tmp_path):
+    output, each = tmp_path / "table.csv", tmp_path / "outcomes.parquet"
+    options = ["--guide", "random,center", "--keep", "1.0,0.5", "--merge", "0,8@1", "--input-size", "112,64x80"]
+    shown = drop_curve(folder, checkpoint, output, *options, "--outcomes", each)
+    known, model = read_outcomes(each), load_model(MODEL, checkpoint)
+    data = open_data(str(folder), model_transform(model))
+    for guide, chooser in {"random": RandomGuide((14, 14)), "center": CenterGuide((14, 14))}.items():
+        for keep, merge, size in product([1.0, 0.5], ["0", "8@1"], [None, (64, 80)]):
+            fast = AcceleratedViT(model, chooser, Reduction(keep, merge, size))
+            with torch.no_grad():
+                expected = torch.cat([fast(batch.images).argmax(dim=1) for batch in batches(data, 4)])
+            assert known.predictions[guide, Reduction(keep, merge, size).key].tolist() == expected.tolist()
+    assert len(pd.read_csv(output)) == 16
+    assert "64 x 80" in shown
+    assert "merge" not in drop_curve(folder, checkpoint, tmp_path / "plain.csv", "--guide", "center", "--keep", "0.5")
 
 
 def test_drop_curve_on_a_smaller_image(folder, checkpoint, tmp_path):

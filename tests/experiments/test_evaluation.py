@@ -74,7 +74,7 @@ def test_predictions_equal_a_plain_loop_over_single_images(tiny_vit, dataset, gu
     assert len({tuple(predicted) for predicted in outcomes.predictions.values()}) > 3  # the guides do differ
 
 
-LEVERS = (Reduction(0.5, "2"), Reduction(1.0, "3-"), Reduction(0.5, "", (48, 48)), Reduction(1.0, "", (32, 64)))
+LEVERS = (Reduction(0.5, "2"), Reduction(1.0, "3-"), Reduction(0.5, "0", (48, 48)), Reduction(1.0, "0", (32, 64)))
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_reductions_are_kept_in_the_journal_beside_keep_ratios(tiny_vit, dataset
 def test_reductions_that_the_target_does_not_allow(tiny_vit, dataset, guides):
     for reduction, said in [
         (Reduction(1.0, "9 9"), "Tokens to merge"),
-        (Reduction(1.0, "", (30, 30)), "no whole number"),
+        (Reduction(1.0, "0", (30, 30)), "no whole number"),
     ]:
         with pytest.raises(UserError, match=said):
             drop_curve(tiny_vit, guides, dataset, (reduction,), progress=False)

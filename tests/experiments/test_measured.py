@@ -7,14 +7,18 @@ import pytest
 from vitsal.errors import UserError
 from vitsal.experiments.measured import read_outcomes, save_outcomes
 from vitsal.experiments.outcomes import Outcomes, summarize
+from vitsal.reduction.reduction import Reduction
 
 ABOUT = {"data": "photographs", "guides": {"center": {"guide_id": "1", "seed": None}}, "limit": None}
+
+
+LEVERS = (Reduction(0.7, "8"), Reduction(1.0, "16-", (160, 192)))
 
 
 @pytest.fixture
 def outcomes():
     rng = np.random.default_rng(0)
-    cells = [(guide, ratio) for guide in ("center", "student convnet") for ratio in (1.0, 0.7, 0.1)]
+    cells = [(guide, reduction) for guide in ("center", "student convnet") for reduction in (1.0, 0.7, 0.1, *LEVERS)]
     names = [f"n{number:08d}/photo {number}.jpg" for number in range(50)]
     predictions = {cell: rng.integers(0, 1000, 50) for cell in cells}
     return Outcomes(names, rng.integers(0, 1000, 50), predictions, {"broken.jpg": "cut"}, ABOUT)
@@ -35,8 +39,19 @@ def test_anybody_can_count_them(outcomes, tmp_path):
     save_outcomes(outcomes, tmp_path / "o.parquet")
     table = pd.read_parquet(tmp_path / "o.parquet")
     assert list(table) == ["image", "label", "guide", "keep_ratio", "merge", "input_size", "prediction"]
-    right = (table.prediction == table.label).groupby([table.guide, table.keep_ratio]).sum()
-    assert right["center", 0.7] == outcomes.correct("center", 0.7).sum()
+    right = (table.prediction == table.label).groupby([table.guide, table.keep_ratio, table["merge"]]).sum()
+    assert right["center", 0.7, "none"] == outcomes.correct("center", 0.7).sum()
+    assert right["center", 0.7, "8"] == outcomes.correct("center", LEVERS[0]).sum()
+
+
+def test_files_of_before_there_was_more_than_dropping(outcomes, tmp_path):
+    save_outcomes(outcomes, tmp_path / "o.parquet")
+    table = pd.read_parquet(tmp_path / "o.parquet")
+    older = table[(table["merge"] == "none") & (table.input_size == "own")].drop(columns=["merge", "input_size"])
+    older.to_parquet(tmp_path / "older.parquet")
+    back = read_outcomes(tmp_path / "older.parquet")
+    assert list(back.predictions) == [cell for cell in outcomes.predictions if isinstance(cell[1], float)]
+    assert np.array_equal(back.correct("center", 0.7), outcomes.correct("center", 0.7))
 
 
 @pytest.mark.parametrize("damage", ["not there", "a byte", "another table", "an image lost", "empty"])

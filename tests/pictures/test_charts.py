@@ -235,10 +235,10 @@ def test_headings_do_not_run_into_each_other():
 
 def test_drop_curves_draw_the_table():
     rows = [
-        ["t", "random", 1.0, "0", "own", 10, 9, 0.9, 0.8, 0.95],
-        ["t", "random", 0.5, "0", "own", 10, 4, 0.4, 0.3, 0.5],
-        ["t", "rollout", 0.5, "0", "own", 10, 7, 0.7, 0.6, 0.8],
-        ["t", "rollout", 1.0, "0", "own", 10, 9, 0.9, 0.8, 0.95],
+        ["t", "random", 1.0, "none", "own", 10, 9, 0.9, 0.8, 0.95],
+        ["t", "random", 0.5, "none", "own", 10, 4, 0.4, 0.3, 0.5],
+        ["t", "rollout", 0.5, "none", "own", 10, 7, 0.7, 0.6, 0.8],
+        ["t", "rollout", 1.0, "none", "own", 10, 9, 0.9, 0.8, 0.95],
     ]
     _, axis = plt.subplots()
     plot_drop_curves(axis, pd.DataFrame(rows, columns=SUMMARY_COLUMNS), {"random": 0, "rollout": 1})
@@ -306,7 +306,7 @@ def points_and_reach(container):
 def test_accuracy_against_throughput(costs):
     """Matched to a whole percent; the untouched target has any guide's accuracy at keep ratio 1."""
     rows = [
-        ["t", "random", 1.0, "0", "own", 10, 9, 0.9, 0.8, 0.95],  # costs nothing that was measured: left out
+        ["t", "random", 1.0, "none", "own", 10, 9, 0.9, 0.8, 0.95],  # costs nothing that was measured: left out
         ["t", "random", 0.25, 10, 1, 0.1, 0.0, 0.3],
         ["t", "rollout", 0.25, 10, 5, 0.5, 0.4, 0.6],
         ["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8],
@@ -482,7 +482,7 @@ def test_names_are_no_mathematics():
     show_pictures([[picture]], ["$x_{"], ["$\\frac$"]).canvas.draw()
     use_slide_style()
     table = pd.DataFrame(
-        [["$y_{", "$x_{", ratio, "0", "own", 10, 5, 0.5, 0.4, 0.6] for ratio in (1, 0.5)], columns=SUMMARY_COLUMNS
+        [["$y_{", "$x_{", ratio, "none", "own", 10, 5, 0.5, 0.4, 0.6] for ratio in (1, 0.5)], columns=SUMMARY_COLUMNS
     )
     figure, axis = plt.subplots()
     plot_drop_curves(axis, table, {"$x_{": 0})

@@ -229,7 +229,7 @@ def test_merging_among_kept_patches(tiny_vit, images):
     keep = torch.rand(4, 16).argsort(dim=1)[:, :9].sort(dim=1).values
     logits, merged = check_against_paper(tiny_vit, images, (3, 0, 2), keep)
     assert merged.groups.shape == (4, 9)
-    with torch.no_grad(), keep_patches(tiny_vit, keep), merge_tokens(tiny_vit, "3,0,2"):
+    with torch.no_grad(), keep_patches(tiny_vit, keep), merge_tokens(tiny_vit, "3 0 2"):
         assert torch.equal(tiny_vit(images), logits)
 
 
@@ -338,8 +338,8 @@ def test_half_precision(tiny_vit, images):
         ("3-", 4, (6, 4, 2, 0)),
         ("8@2", 4, (0, 0, 8, 8)),
         ("8@0", 2, (8, 8)),
-        ("3,2,1", 3, (3, 2, 1)),
-        ("3, 2, 1", 3, (3, 2, 1)),
+        ("3 2 1", 3, (3, 2, 1)),
+        (" 3  2 1 ", 3, (3, 2, 1)),
         ([3, 2, 1], 3, (3, 2, 1)),
         ((5,), 1, (5,)),
     ],
@@ -351,8 +351,8 @@ def test_schedules(spec, depth, expected):
 @pytest.mark.parametrize(
     "spec",
     [
-        *("-1", -1, "", "many", "1.5", 1.5, True, None, "nan", "16--", "16 16 16", "9" * 5000, "\uff11\uff16"),
-        *("8@3", "8@-1", "@2", "1,2", "1,2,3,4", "1,,3", "1,-2,3", [16], [1, 2.5, 3], []),
+        *("-1", -1, "", "many", "1.5", 1.5, True, None, "nan", "16--", "16,16,16", "9" * 5000, "\uff11\uff16"),
+        *("8@3", "8@-1", "@2", "1 2", "1 2 3 4", "1 , 3", "1 -2 3", [16], [1, 2.5, 3], []),
     ],
 )
 def test_schedules_that_are_none(spec):

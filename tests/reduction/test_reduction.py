@@ -70,10 +70,10 @@ def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):
 @pytest.mark.parametrize(
     ("reduction", "text", "key"),
     [
-        (Reduction(), "keep 1", 1.0),
+        (Reduction(1), "keep 1.0", 1.0),
         (Reduction(0.25), "keep 0.25", 0.25),
         (Reduction(0.5, "8@6"), "keep 0.5, merge 8@6", Reduction(0.5, "8@6")),
-        (Reduction(1.0, "16-", (160, 192)), "keep 1, merge 16-, 160 x 192 px", Reduction(1.0, "16-", (160, 192))),
+        (Reduction(1.0, "16-", (160, 192)), "keep 1.0, merge 16-, 160 x 192 px", Reduction(1.0, "16-", (160, 192))),
     ],
 )
 def test_names(reduction, text, key):

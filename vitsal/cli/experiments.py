@@ -70,7 +70,7 @@ def drop_curve(
     is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
     ratios, sizes = options.parse_ratios(keep), options.parse_input_sizes(input_size)
-    schedules = ["" if schedule.strip() == "0" else schedule.strip() for schedule in merge.split(",")]
+    schedules = [schedule.strip() for schedule in merge.split(",")]
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     given = options.taken_options(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed

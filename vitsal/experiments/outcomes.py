@@ -14,7 +14,7 @@ from vitsal.errors import UserError, first_few
 from vitsal.reduction.reduction import Reduction, as_reduction
 
 LEVERS = ["keep_ratio", "merge", "input_size"]
-NOT_USED = {"merge": "0", "input_size": "own"}  # of results that dropped patches alone
+NOT_USED = {"merge": "none", "input_size": "own"}  # of results that dropped patches alone
 SUMMARY_COLUMNS = ["target", "guide", *LEVERS, "n", "correct", "top1", "ci_low", "ci_high"]
 
 
@@ -54,7 +54,7 @@ class Outcomes:
 def summarize(outcomes: Outcomes, target: str) -> pd.DataFrame:
     """One row per guide and reduction: number of images, accuracy (top1, a fraction), and its 95 % Wilson interval.
 
-    Nothing merged is merge "0", and the target's own input size "own".
+    Where nothing is merged, merge is "none"; the target's own input size is "own".
 
     Raises:
         UserError: there are no outcomes.

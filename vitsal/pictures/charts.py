@@ -47,7 +47,7 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
 
 def curve_names(table: pd.DataFrame) -> pd.Series:
     """Of each row of a drop curve the name of its curve: the guide, and what is done besides dropping patches."""
-    merged = table["merge"].map(lambda merge: "" if merge == "0" else f", merge {merge}")
+    merged = table["merge"].map(lambda merge: "" if merge == "none" else f", merge {merge}")
     resized = table["input_size"].map(lambda size: "" if size == "own" else f", {size} px")
     return table["guide"] + merged + resized
 

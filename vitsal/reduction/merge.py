@@ -188,7 +188,7 @@ def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ..
     Args:
         spec: "16", in every block; "16-", the paper's decreasing schedule: from 32 in the first block in equal
             steps down to 0 in the last, 16 on average, rounded down; "8@6", from block 6 on, counted from 0;
-            "16,16,8,...", a number for each block. A block merges no more than half of its patch tokens.
+            "16 16 8 ...", a number for each block. A block merges no more than half of its patch tokens.
 
     Raises:
         UserError: anything else, a list of another length, or a block that is not there.
@@ -197,7 +197,7 @@ def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ..
         >>> merge_schedule("3-", 4), merge_schedule("8@2", 4)
         ((6, 4, 2, 0), (0, 0, 8, 8))
     """
-    text = ",".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec)
+    text = " ".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec).strip()
     numbers = [int(number) for number in re.findall("[0-9]{1,9}", text)]
     if re.fullmatch("[0-9]{1,9}", text) and not isinstance(spec, list | tuple):
         return (numbers[0],) * depth
@@ -205,12 +205,12 @@ def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ..
         return tuple(2 * numbers[0] * (depth - 1 - block) // max(depth - 1, 1) for block in range(depth))
     if re.fullmatch("[0-9]{1,9}@[0-9]{1,9}", text) and numbers[1] < depth:
         return tuple(numbers[0] if block >= numbers[1] else 0 for block in range(depth))
-    if re.fullmatch("[0-9]{1,9}( *, *[0-9]{1,9})*", text) and len(numbers) == depth:
+    if re.fullmatch("[0-9]{1,9}( +[0-9]{1,9})*", text) and len(numbers) == depth:
         return tuple(numbers)
     raise UserError(
         f"Tokens to merge must be whole numbers: '16' in every block, '16-' decreasing from 32 to 0, '8@6' from block "
-        f"6 on (this model's are 0 to {depth - 1}), or {depth} numbers with commas, one for each block; got "
-        f"{quoted(spec)}."
+        f"6 on (this model's are 0 to {depth - 1}), or {depth} numbers, one for each block, with blanks between them; "
+        f"got {quoted(spec)}."
     )
 
 

@@ -21,7 +21,7 @@ class Reduction:
 
     Args:
         keep_ratio: fraction of the patches kept, in (0, 1], those that a guide finds most salient.
-        merge: how many tokens each block merges away, as `vitsal.reduction.merge_schedule` reads it; "" for none.
+        merge: how many tokens each block merges away, as `vitsal.reduction.merge_schedule` reads it.
         input_size: (H, W) in pixels to which images are resized; None is the model's own.
 
     Raises:
@@ -29,17 +29,18 @@ class Reduction:
     """
 
     keep_ratio: float = 1.0
-    merge: str = ""
+    merge: str = "0"
     input_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_number("keep ratio", self.keep_ratio, 0, 1, open_end="low")
+        ratio = check_number("keep ratio", self.keep_ratio, 0, 1, open_end="low")
+        object.__setattr__(self, "keep_ratio", ratio)  # 1 and 1.0 have one name
 
     def __str__(self) -> str:
         """Such as "keep 0.5, merge 8, 160 x 160 px"."""
         size = self.input_size and "{} x {} px".format(*self.input_size)
-        parts = [f"keep {self.keep_ratio:g}", self.merge and f"merge {self.merge}", size]
-        return ", ".join(part for part in parts if part)
+        merge = f"merge {self.merge}" if self.merges else None
+        return ", ".join(filter(None, [f"keep {self.keep_ratio}", merge, size]))
 
     @property
     def code(self) -> float | str:
@@ -53,20 +54,26 @@ class Reduction:
 
     @property
     def columns(self) -> dict[str, float | str]:
-        """What tables say of it: keep ratio, merge ("0" for none), input size (such as "160 x 160"; "own")."""
+        """What tables say of it: keep ratio, merge (or "none"), input size (such as "160 x 160", or "own")."""
         size = "{} x {}".format(*self.input_size) if self.input_size else "own"
-        return {"keep_ratio": self.keep_ratio, "merge": self.merge or "0", "input_size": size}
+        merge = self.merge if self.merges else "none"
+        return {"keep_ratio": self.keep_ratio, "merge": merge, "input_size": size}
 
     @classmethod
     def from_columns(cls, keep_ratio: float, merge: str, input_size: str) -> Reduction:
         """The reduction of which a table says so (`columns`)."""
         size = None if input_size == "own" else tuple(map(int, input_size.split(" x ")))
-        return cls(keep_ratio, "" if merge == "0" else merge, size)
+        return cls(keep_ratio, "0" if merge == "none" else merge, size)
 
     @property
     def guided(self) -> bool:
         """Whether a map is needed, to choose the patches that are kept."""
         return self.keep_ratio < 1
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are merged."""
+        return self.merge != "0"
 
 
 def as_reduction(reduction: float | Reduction) -> Reduction:
@@ -76,7 +83,7 @@ def as_reduction(reduction: float | Reduction) -> Reduction:
 
 def check_reduction(model: nn.Module, reduction: Reduction) -> None:
     """Raise UserError if the tokens of `model` are to be merged and cannot be, or not by this schedule."""
-    if reduction.merge:
+    if reduction.merges:
         with merge_tokens(model, reduction.merge):
             pass
 
@@ -96,6 +103,6 @@ def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, sali
                 raise UserError(f"To keep {reduction.keep_ratio:g} of the patches takes saliency; got none.")
             laid = fit_grid(saliency[:, None], grid_size(model, images))[:, 0]
             stack.enter_context(keep_patches(model, top_k_patches(laid, reduction.keep_ratio)))
-        if reduction.merge:
+        if reduction.merges:
             stack.enter_context(merge_tokens(model, reduction.merge))
         return model(images)
