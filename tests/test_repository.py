@@ -175,7 +175,8 @@ def test_every_notebook_is_listed_with_its_badge() -> None:
 # ---- the house: rooms on floors, and arrows that go down only
 FLOORS = [
     {"errors"},
-    {"choices", "jobs", "data", "models", "reduction"},
+    {"choices", "jobs", "data", "models"},
+    {"reduction"},
     {"students"},
     {"guides"},
     {"analysis", "embedded"},

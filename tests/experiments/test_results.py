@@ -148,7 +148,7 @@ def damaged(path, line, old, new):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("rollout,0.5,4,3", "rollout,0.5,4,2"), ("0.75", "0.85"), ("rollout", "random"), ("d4t4", "d4t5"), ("0.5", "0.3")],
+    [("own,4,3", "own,4,2"), ("0.75", "0.85"), ("rollout", "random"), ("d4t4", "d4t5"), ("0.5", "0.3")],
 )
 def test_a_damaged_row_is_refused_and_left_alone(tmp_path, old, new):
     path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitsal.experiments.outcomes import SUMMARY_COLUMNS
+from vitsal.experiments.outcomes import NOT_USED, SUMMARY_COLUMNS
 from vitsal.models.pixels import to_pixels
 from vitsal.pictures.charts import (
     plot_accuracy_against_throughput,
@@ -233,15 +233,21 @@ def test_headings_do_not_run_into_each_other():
     assert all(box.y1 <= figure.bbox.y1 for box in boxes)
 
 
+def summary(rows):
+    """A table as `summarize` gives it, of patches dropped alone."""
+    names = [name for name in SUMMARY_COLUMNS if name not in NOT_USED]
+    return pd.DataFrame(rows, columns=names).assign(**NOT_USED)[SUMMARY_COLUMNS]
+
+
 def test_drop_curves_draw_the_table():
     rows = [
-        ["t", "random", 1.0, "none", "own", 10, 9, 0.9, 0.8, 0.95],
-        ["t", "random", 0.5, "none", "own", 10, 4, 0.4, 0.3, 0.5],
-        ["t", "rollout", 0.5, "none", "own", 10, 7, 0.7, 0.6, 0.8],
-        ["t", "rollout", 1.0, "none", "own", 10, 9, 0.9, 0.8, 0.95],
+        ["t", "random", 1.0, 10, 9, 0.9, 0.8, 0.95],
+        ["t", "random", 0.5, 10, 4, 0.4, 0.3, 0.5],
+        ["t", "rollout", 0.5, 10, 7, 0.7, 0.6, 0.8],
+        ["t", "rollout", 1.0, 10, 9, 0.9, 0.8, 0.95],
     ]
     _, axis = plt.subplots()
-    plot_drop_curves(axis, pd.DataFrame(rows, columns=SUMMARY_COLUMNS), {"random": 0, "rollout": 1})
+    plot_drop_curves(axis, summary(rows), {"random": 0, "rollout": 1})
     random, rollout = axis.get_lines()
     assert (random.get_label(), rollout.get_label()) == ("random", "rollout")
     for line, points in [(random, [(50, 40), (0, 90)]), (rollout, [(50, 70), (0, 90)])]:
@@ -306,7 +312,7 @@ def points_and_reach(container):
 def test_accuracy_against_throughput(costs):
     """Matched to a whole percent; the untouched target has any guide's accuracy at keep ratio 1."""
     rows = [
-        ["t", "random", 1.0, "none", "own", 10, 9, 0.9, 0.8, 0.95],  # costs nothing that was measured: left out
+        ["t", "random", 1.0, 10, 9, 0.9, 0.8, 0.95],  # costs nothing that was measured: left out
         ["t", "random", 0.25, 10, 1, 0.1, 0.0, 0.3],
         ["t", "rollout", 0.25, 10, 5, 0.5, 0.4, 0.6],
         ["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8],
@@ -316,7 +322,7 @@ def test_accuracy_against_throughput(costs):
     ]
     _, axis = plt.subplots()
     styles = {"random": 0, "student": 1, "rollout": 2}
-    plot_accuracy_against_throughput(axis, pd.DataFrame(rows, columns=SUMMARY_COLUMNS), costs, styles)
+    plot_accuracy_against_throughput(axis, summary(rows), costs, styles)
     drawn = {container.get_label(): container for container in axis.containers}
     assert set(drawn) == {"untouched target", "student", "rollout"}
     for name, points, reach in [
@@ -344,7 +350,7 @@ def test_drops_are_written_at_the_best_curve():
     }.items():
         rows += [["t", guide, ratio, 10, 5, top1, top1 - 0.1, top1 + 0.1] for ratio, (top1, _) in points.items()]
         costs += [[guide, ratio, speed] for ratio, (_, speed) in points.items() if speed]
-    table = pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    table = summary(rows)
     costs = pd.DataFrame(costs, columns=["guide", "keep_ratio", "images_per_s"])
     styles = {"slow": 0, "centre": 1, "student": 2, "worse": 3}
     _, axis = plt.subplots()
@@ -361,7 +367,7 @@ def test_drops_are_written_at_the_best_curve():
 
 def test_two_costs_of_one_point_are_refused(costs):
     """Of two batch sizes, say: the curve would go back and forth."""
-    table = pd.DataFrame([["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8]], columns=SUMMARY_COLUMNS)
+    table = summary([["t", "student", 0.25, 10, 7, 0.7, 0.55, 0.8]])
     _, axis = plt.subplots()
     with pytest.raises(ValueError, match="not unique"):
         plot_accuracy_against_throughput(axis, table, pd.concat([costs, costs]), {"student": 0})
@@ -481,9 +487,7 @@ def test_names_are_no_mathematics():
     figure.canvas.draw()
     show_pictures([[picture]], ["$x_{"], ["$\\frac$"]).canvas.draw()
     use_slide_style()
-    table = pd.DataFrame(
-        [["$y_{", "$x_{", ratio, "none", "own", 10, 5, 0.5, 0.4, 0.6] for ratio in (1, 0.5)], columns=SUMMARY_COLUMNS
-    )
+    table = summary([["$y_{", "$x_{", ratio, 10, 5, 0.5, 0.4, 0.6] for ratio in (1, 0.5)])
     figure, axis = plt.subplots()
     plot_drop_curves(axis, table, {"$x_{": 0})
     axis.set_title("$\\frac$")
@@ -493,3 +497,13 @@ def test_names_are_no_mathematics():
 def test_shortened_names_can_be_shown():
     assert shorten("a\nb\udcff\x1b.png", 20) == r"a\nb\udcff\x1b.png"
     assert shorten("x" * 30, 7) == "xxx…xxx"
+
+
+def test_a_curve_of_other_levers_is_named_by_them():
+    rows = [["t", "random", ratio, 10, 5, 0.5, 0.4, 0.6] for ratio in (1.0, 0.5)]
+    table = pd.concat([summary(rows), summary(rows).assign(merge="8@6", input_size="160 x 192", top1=0.4)])
+    _, axis = plt.subplots()
+    plot_drop_curves(axis, table, {"random": 0, "random, merge 8@6, 160 x 192 px": 1})
+    plain, other = axis.get_lines()
+    assert (plain.get_label(), other.get_label()) == ("random", "random, merge 8@6, 160 x 192 px")
+    assert np.allclose(other.get_xydata(), [(50, 40), (0, 40)])

@@ -356,7 +356,7 @@ def test_schedules(spec, depth, expected):
     ],
 )
 def test_schedules_that_are_none(spec):
-    with pytest.raises(UserError, match=r"whole numbers: '16' in every block.* 0 to 2\), or 3 numbers .* got "):
+    with pytest.raises(UserError, match=r"whole numbers: '16' in every block.* 0 to 2\), or 3 numbers.* got "):
         merge_schedule(spec, 3)
 
 

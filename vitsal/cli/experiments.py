@@ -146,7 +146,7 @@ def benchmark(
     name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
     size = batch_size or (32 if part else 8)
     vit = vs.load_model(name, pretrained=False, device=vs.find_device(device))
-    given = {"student": student, "keep_ratios": ratios, "precision": precision, "repeats": repeats}
+    given = {"student": student, "reductions": ratios, "precision": precision, "repeats": repeats}
     table = vs.analysis.run_benchmark(what, vit, batch_size=size, **given)
     print(f"{name}, batch {size}, torch {vs.jobs.torch_version()}, {repeats} rounds")
     print(table.to_string(index=False, float_format="{:.4f}".format))

@@ -36,7 +36,7 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
     markers, so that a guide looks the same in every figure; a curve of smaller images, or with tokens merged, is named
     by the guide and that, such as "random, merge 8, 160 x 160 px".
     """
-    for name, rows in table.groupby(curve_names(table), sort=False):
+    for name, rows in table.groupby(_curve_names(table), sort=False):
         rows = rows.sort_values("keep_ratio")
         dropped = 100 * (1 - rows.keep_ratio)
         axis.plot(dropped, 100 * rows.top1, label=name, **curve_style(styles[name]))
@@ -45,7 +45,7 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
     label_drop_axis(axis, title=_target_of(table, axis))
 
 
-def curve_names(table: pd.DataFrame) -> pd.Series:
+def _curve_names(table: pd.DataFrame) -> pd.Series:
     """Of each row of a drop curve the name of its curve: the guide, and what is done besides dropping patches."""
     merged = table["merge"].map(lambda merge: "" if merge == "none" else f", merge {merge}")
     resized = table["input_size"].map(lambda size: "" if size == "own" else f", {size} px")
