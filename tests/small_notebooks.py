@@ -16,7 +16,7 @@ SMALL = {
     "03_ideal_drop_experiment": {"limit": 20},
     "04_final_evaluation": {"limit": 20, "repeats": 1, "batch_size": 10},
     "05_probing": {"limit": 20, "batch_size": 10},
-    "07_faithfulness": {"limit": 4},
+    "07_faithfulness": {"limit": 2},
     "08_video": {"seconds": 2, "films": 2},
     "explorer": {},
     "01_solutions": {"limit": 20},
