@@ -19,15 +19,16 @@ from vitsal.models.tokens import grid_size, input_size
 )
 def test_a_twin_is_what_timm_makes_of_the_same_weights(name):
     model = FAMILIES[name].load()
-    before = copy.deepcopy(model.state_dict())
-    patch = model.patch_embed.patch_size[0]
+    patch, whole = model.patch_embed.patch_size[0], torch.rand(1, 3, *input_size(model))
+    before, logits = copy.deepcopy(model.state_dict()), model(whole)
     size = (4 * patch, 3 * patch)
     alone = copy.deepcopy(model)
     alone.set_input_size(img_size=size)
     twin, images = resized(model, size), torch.rand(2, 3, *size)
     assert_close(twin(images), alone(images), 1e-6)
     assert (input_size(twin), grid_size(twin)) == (size, (4, 3))
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())  # the model is untouched
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert torch.equal(model(whole), logits)  # the model is untouched, its position tables too
     assert twin.blocks[0].norm1.weight is model.blocks[0].norm1.weight
 
 

@@ -141,15 +141,14 @@ class _Work:
             UserError: logits that are not finite, or a guide whose map is not on the target's grid.
         """
         saliency = {guide_id: self._ask(guide_id, images) for guide_id in sorted({guide_id for guide_id, _ in cells})}
+        reductions = {cell: self.question.by_code[cell[1]] for cell in cells}
         predictions: dict[Cell, Tensor] = {}
-        for size, target in self.question.targets.items():
-            seen = resize(images, size) if size else images
+        for size in dict.fromkeys(reduction.input_size for reduction in reductions.values()):
+            target, seen = self.question.targets[size], resize(images, size) if size else images
             with embed_once(target, seen):
-                for cell in cells:
-                    reduction = self.question.by_code[cell[1]]
-                    if reduction.input_size == size:
-                        logits = forward_reduced(target, seen, reduction, saliency[cell[0]])
-                        predictions[cell] = _check_finite(logits).argmax(dim=1)
+                for cell in (cell for cell, reduction in reductions.items() if reduction.input_size == size):
+                    logits = forward_reduced(target, seen, reductions[cell], saliency[cell[0]])
+                    predictions[cell] = _check_finite(logits).argmax(dim=1)
         return torch.stack([predictions[cell] for cell in cells], dim=1)
 
     def _ask(self, guide_id: str, images: Tensor) -> Tensor | None:

@@ -23,9 +23,7 @@ CHECKSUM = "checksum"  # of the row's other columns: a damaged row is noticed
 IDENTITY = ["target_id", "guide_id", "seed", "data", *SAMPLE, *ENVIRONMENT]
 RESULT_COLUMNS = [*SUMMARY_COLUMNS, *DIFFERENCE, *IDENTITY, CHECKSUM]
 WHOLE = {"limit": "Int64", "seed": "Int64"}
-TEXT = dict.fromkeys(
-    ["target", "guide", "merge", "input_size", "minus", *IDENTITY, CHECKSUM], "str"
-)  # a hash, say, may look like a number
+TEXT = dict.fromkeys(["target", "guide", *LEVERS[1:], "minus", *IDENTITY, CHECKSUM], "str")  # a hash may look like 1e5
 
 
 def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
@@ -40,9 +38,8 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
         UserError: there are no outcomes.
     """
     table, first = summarize(outcomes, target), outcomes.guides[0]
-    points = [
-        (row.guide, Reduction.from_columns(*(getattr(row, name) for name in LEVERS))) for row in table.itertuples()
-    ]
+    reductions = [Reduction.from_columns(*levers) for levers in table[LEVERS].itertuples(index=False)]
+    points = zip(table.guide, reductions, strict=True)
     pairs = [(first, *paired_difference(outcomes, guide, first, reduction)) for guide, reduction in points]
     table[DIFFERENCE] = pd.DataFrame(pairs, index=table.index)
     table = table.merge(identity_table(outcomes.about, target), how="left", on=["target", "guide"])
