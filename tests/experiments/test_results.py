@@ -10,6 +10,7 @@ import pytest
 from vitsal.errors import UserError
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
 from vitsal.experiments.results import (
+    POINT,
     RESULT_COLUMNS,
     add_results,
     check_same,
@@ -144,6 +145,17 @@ def damaged(path, line, old, new):
     assert old in lines[line - 1]
     lines[line - 1] = lines[line - 1].replace(old, new, 1)
     path.write_text("".join(lines))
+
+
+def test_a_table_of_before_there_was_more_than_dropping_goes_on(tmp_path):
+    path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
+    add_results(table, path)
+    older = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=["merge", "input_size"])
+    path.with_suffix(".parquet").unlink()
+    older.to_csv(path, index=False)
+    assert read_results(path)[POINT].values.tolist() == table[POINT].values.tolist()
+    add_results(table[:1], path)
+    assert len(read_results(path)) == len(table)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vitsal.errors import UserError
-from vitsal.experiments.outcomes import LEVERS, SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
+from vitsal.experiments.outcomes import LEVERS, NOT_USED, SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
 from vitsal.jobs.files import locked, write_whole
 from vitsal.jobs.identity import checksum, question_hash
 from vitsal.reduction.reduction import Reduction
@@ -47,9 +47,11 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
 
 
 def row_checksums(table: pd.DataFrame) -> list[str]:
-    """For each row the checksum of all that it says, in the order of the columns."""
-    said = table[[column for column in RESULT_COLUMNS if column != CHECKSUM]].astype("string").fillna("")
-    return [checksum(chr(31).join(row)) for row in said.itertuples(index=False)]
+    """For each row the checksum of all that it says, in the order of the columns; of levers, those that are used."""
+    columns = [column for column in RESULT_COLUMNS if column != CHECKSUM]
+    rows = table[columns].astype("string").fillna("").itertuples(index=False)
+    said = ([value for name, value in zip(columns, row, strict=True) if value != NOT_USED.get(name)] for row in rows)
+    return [checksum(chr(31).join(row)) for row in said]
 
 
 def identity_table(about: Mapping[str, Any], target: str) -> pd.DataFrame:
@@ -100,6 +102,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, float_precision="round_trip", dtype=types, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
+    if list(table.columns) == [column for column in RESULT_COLUMNS if column not in NOT_USED]:
+        table = table.assign(**NOT_USED)[RESULT_COLUMNS]  # written before there was more than dropping
     if list(table.columns) != RESULT_COLUMNS:
         raise UserError(f"{path} is no results table of vitsal, and is left as it is; name another, or move it.")
     _check_whole(table, copy, path)
