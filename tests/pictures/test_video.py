@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from films import RATE, assert_same_film, frames_of, moving_picture, write_film
+from films import RATE, frames_of, moving_picture, write_film
 from helpers import assert_close, randomise, save_image
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
@@ -223,7 +223,7 @@ def test_killed_run_goes_on_to_the_same_frames(tmp_path, monkeypatch):
     assert (tmp_path / "seen").stat().st_size == SEGMENT + 20 + 1  # the first frame tells how many panels there are
     (whole, times), (resumed, new_times) = frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "killed.mp4")
     assert len(whole) == 2 * SEGMENT + 20
-    assert_same_film(whole, resumed)
+    assert np.array_equal(whole, resumed)
     assert times == new_times
     assert sound_of(tmp_path / "killed.mp4") == sound_of(tmp_path / "whole.mp4")
     assert not list(tmp_path.glob("*.parts"))
@@ -308,7 +308,7 @@ def test_damaged_parts_are_drawn_again(tmp_path, stopped, damage, drawn_again):
     assert all("is damaged, or a part of something else, and is drawn again" in word for word in said)
     assert len(said) == drawn_again
     (whole, times), (resumed, new_times) = frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "b.mp4")
-    assert_same_film(whole, resumed)
+    assert np.array_equal(whole, resumed)
     assert times == new_times
     assert not list(tmp_path.glob("*.parts"))
 
@@ -322,7 +322,7 @@ def test_part_of_another_job_is_not_put_into_the_film(tmp_path, stopped):
     (tmp_path / "b.mp4.parts" / "zzz.nut").write_text("these are my notes")
     with pytest.warns(UserWarning, match=rf"{theirs.name} is damaged, or a part of something else"):
         assert stopped() == 4 + 8
-    assert_same_film(frames_of(tmp_path / "whole.mp4")[0], frames_of(tmp_path / "b.mp4")[0])
+    assert np.array_equal(frames_of(tmp_path / "whole.mp4")[0], frames_of(tmp_path / "b.mp4")[0])
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "", "[]", '{"strength": ' + "9" * 5000 + "}"])
@@ -340,7 +340,7 @@ def test_second_run_that_draws_the_same_film_is_refused(tmp_path, stopped):
             stopped()
         assert CountingGuide.seen == 1  # the first frame
     assert stopped() == 4
-    assert_same_film(frames_of(tmp_path / "whole.mp4")[0], frames_of(tmp_path / "b.mp4")[0])
+    assert np.array_equal(frames_of(tmp_path / "whole.mp4")[0], frames_of(tmp_path / "b.mp4")[0])
 
 
 def print_peak(source, output):
