@@ -530,7 +530,7 @@ def test_pickle_that_would_execute_code(fail, curve, tmp_path):
         (["--image-size", "0,64"], "or one number; got '0,64'."),
         (["--image-size", "-64"], "or one number; got '-64'."),
         (["--image-size", "64,"], "or one number; got '64,'."),
-        (["--image-size", "64,100"], "64,100 is no whole number of patches: the model's are 8 x 8 pixels."),
+        (["--image-size", "64,100"], "64,100 is no whole number of patches: vitsal_digits_guide takes 8 x 8."),
     ],
 )
 def test_bad_explain(fail, picture, checkpoint, tmp_path, options, said):

@@ -39,5 +39,5 @@ def test_the_models_own_size_is_the_model():
 
 @pytest.mark.parametrize("size", [(100, 112), (0, 8), (4, 4), (-8, 8)])
 def test_sizes_that_are_no_whole_patches(size):
-    with pytest.raises(UserError, match="no whole number of patches: the model's are 8 x 8 pixels"):
+    with pytest.raises(UserError, match="no whole number of patches: vitsal_digits_guide takes 8 x 8"):
         resized(load_model("vitsal_digits_guide"), size)

@@ -144,7 +144,7 @@ class _Work:
         reductions = {cell: self.question.by_code[cell[1]] for cell in cells}
         predictions: dict[Cell, Tensor] = {}
         for size in dict.fromkeys(reduction.input_size for reduction in reductions.values()):
-            target, seen = self.question.targets[size], resize(images, size) if size else images
+            target, seen = self.question.targets[size], resize(images, size)
             with embed_once(target, seen):
                 for cell in (cell for cell, reduction in reductions.items() if reduction.input_size == size):
                     logits = forward_reduced(target, seen, reductions[cell], saliency[cell[0]])

@@ -13,8 +13,8 @@ from vitsal.analysis.intervals import Interval, bootstrap, wilson_interval
 from vitsal.errors import UserError, first_few
 from vitsal.reduction.reduction import Reduction, as_reduction
 
-LEVERS = ["keep_ratio", "merge", "input_size"]
-NOT_USED = {"merge": "none", "input_size": "own"}  # of results that dropped patches alone
+LEVERS = list(Reduction().columns)
+NOT_USED = {name: value for name, value in Reduction().columns.items() if name != "keep_ratio"}  # by dropping alone
 SUMMARY_COLUMNS = ["target", "guide", *LEVERS, "n", "correct", "top1", "ci_low", "ci_high"]
 
 

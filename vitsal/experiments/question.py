@@ -72,7 +72,7 @@ class Question:
     def targets(self) -> dict[tuple[int, int] | None, nn.Module]:
         """Input size -> the target of that size, of the same weights; None is its own."""
         sizes = {reduction.input_size for reduction in self.by_code.values()}
-        return {size: resized(self.target, size) if size else self.target for size in sizes}
+        return {size: resized(self.target, size) for size in sizes}
 
     @cached_property
     def cells(self) -> dict[tuple[str, float | Reduction], Cell]:

@@ -13,7 +13,6 @@ from vitsal.errors import UserError
 from vitsal.experiments.outcomes import LEVERS, NOT_USED, SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
 from vitsal.jobs.files import locked, write_whole
 from vitsal.jobs.identity import checksum, question_hash
-from vitsal.reduction.reduction import Reduction
 
 POINT = ["target", "guide", *LEVERS]
 SAMPLE = ["limit", "data_id", "precision"]  # the same in all of a table, so that its rows can be compared
@@ -38,9 +37,7 @@ def results_table(outcomes: Outcomes, target: str) -> pd.DataFrame:
         UserError: there are no outcomes.
     """
     table, first = summarize(outcomes, target), outcomes.guides[0]
-    reductions = [Reduction.from_columns(*levers) for levers in table[LEVERS].itertuples(index=False)]
-    points = zip(table.guide, reductions, strict=True)
-    pairs = [(first, *paired_difference(outcomes, guide, first, reduction)) for guide, reduction in points]
+    pairs = [(first, *paired_difference(outcomes, guide, first, key)) for guide, key in outcomes.predictions]
     table[DIFFERENCE] = pd.DataFrame(pairs, index=table.index)
     table = table.merge(identity_table(outcomes.about, target), how="left", on=["target", "guide"])
     return table.assign(**{CHECKSUM: row_checksums(table)})[RESULT_COLUMNS]

@@ -23,9 +23,9 @@ def convert_images(images: Tensor, source: nn.Module, target: nn.Module) -> Tens
     return (denormalize(images, source) - mean) / std
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images as ViTs' transforms do, bicubic and antialiased: (B, 3, H, W) -> (B, 3, *size)."""
-    if images.shape[-2:] == size:
+def resize(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Resize images as ViTs' transforms do, bicubic, antialiased: (B, 3, H, W) -> (B, 3, *size); None leaves them."""
+    if size is None or images.shape[-2:] == size:
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
 

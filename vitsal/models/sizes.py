@@ -11,8 +11,8 @@ from vitsal.errors import UserError
 from vitsal.models.tokens import input_size
 
 
-def resized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """A twin of a timm ViT for images of this size, (H, W) in pixels; `model` itself where that is its own.
+def resized(model: nn.Module, size: tuple[int, int] | None) -> nn.Module:
+    """A twin of a timm ViT for images of this size, (H, W) in pixels; `model` itself where that is its own, or None.
 
     It has the very weights of the model, not copies; what belongs to positions alone is interpolated as timm does it
     (`set_input_size`).
@@ -20,6 +20,8 @@ def resized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     Raises:
         UserError: a size that is no whole number of patches, or a model that timm cannot resize.
     """
+    if size is None:
+        return model
     check_size(model, size)
     if tuple(size) == input_size(model):
         return model
@@ -33,9 +35,8 @@ def resized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
 def check_size(model: nn.Module, size: tuple[int, int]) -> None:
     """Raise UserError unless this size, (H, W) in pixels, is a whole number of the model's patches."""
-    patch = model.patch_embed.patch_size
+    patch, name = model.patch_embed.patch_size, model.pretrained_cfg["architecture"]
     if any(pixels < step or pixels % step for pixels, step in zip(size, patch, strict=True)):
         raise UserError(
-            f"The image size {size[0]},{size[1]} is no whole number of patches: the model's are "
-            f"{patch[0]} x {patch[1]} pixels."
+            f"The image size {size[0]},{size[1]} is no whole number of patches: {name} takes {patch[0]} x {patch[1]}."
         )

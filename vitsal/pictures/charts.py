@@ -20,6 +20,7 @@ from vitsal.analysis.probing import Probe
 from vitsal.pictures.overlays import tile_pictures
 from vitsal.pictures.sheets import columns_that_fill, fit_text, write_titles
 from vitsal.pictures.style import COLOURS, SLIDE, curve_style, set_slide_style
+from vitsal.reduction.reduction import Reduction
 
 
 def use_slide_style() -> None:
@@ -47,9 +48,9 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
 
 def _curve_names(table: pd.DataFrame) -> pd.Series:
     """Of each row of a drop curve the name of its curve: the guide, and what is done besides dropping patches."""
-    merged = table["merge"].map(lambda merge: "" if merge == "none" else f", merge {merge}")
-    resized = table["input_size"].map(lambda size: "" if size == "own" else f", {size} px")
-    return table["guide"] + merged + resized
+    rows = table[["guide", *Reduction().columns]].itertuples(index=False)
+    names = [", ".join(filter(None, [guide, Reduction.from_columns(*levers).others])) for guide, *levers in rows]
+    return pd.Series(names, table.index)
 
 
 def _target_of(table: pd.DataFrame, axis: plt.Axes) -> str:

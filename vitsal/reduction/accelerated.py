@@ -28,13 +28,11 @@ class AcceleratedViT(nn.Module):
     def __init__(self, target: nn.Module, guide: Callable[[Tensor], Tensor], reduction: float | Reduction) -> None:
         super().__init__()
         self.reduction = as_reduction(reduction)
-        size = self.reduction.input_size
-        self.target = resized(target, size) if size else target
+        self.target = resized(target, self.reduction.input_size)
         self.guide, self.training = guide, target.training
         check_reduction(self.target, self.reduction)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch: (B, 3, H, W) -> (B, classes)."""
         saliency = self.guide(images) if self.reduction.guided else None
-        seen = resize(images, self.reduction.input_size) if self.reduction.input_size else images
-        return forward_reduced(self.target, seen, self.reduction, saliency)
+        return forward_reduced(self.target, resize(images, self.reduction.input_size), self.reduction, saliency)

@@ -38,19 +38,24 @@ class Reduction:
 
     def __str__(self) -> str:
         """Such as "keep 0.5, merge 8, 160 x 160 px"."""
-        size = self.input_size and "{} x {} px".format(*self.input_size)
-        merge = f"merge {self.merge}" if self.merges else None
-        return ", ".join(filter(None, [f"keep {self.keep_ratio}", merge, size]))
+        return ", ".join(filter(None, [f"keep {self.keep_ratio}", self.others]))
 
     @property
-    def code(self) -> float | str:
-        """What a journal calls it: its keep ratio where that is all, else its text."""
-        return self.keep_ratio if self == Reduction(self.keep_ratio) else str(self)
+    def others(self) -> str:
+        """What is done besides dropping patches, such as "merge 8, 160 x 160 px"; "" for nothing."""
+        merge = f"merge {self.merge}" if self.merges else None
+        size = self.input_size and "{} x {} px".format(*self.input_size)
+        return ", ".join(filter(None, [merge, size]))
 
     @property
     def key(self) -> float | Reduction:
         """Under what outcomes are kept: its keep ratio where that is all, else itself."""
-        return self.keep_ratio if self == Reduction(self.keep_ratio) else self
+        return self if self.others else self.keep_ratio
+
+    @property
+    def code(self) -> float | str:
+        """What a journal calls it: its keep ratio where that is all, else its text."""
+        return str(self) if self.others else self.keep_ratio
 
     @property
     def columns(self) -> dict[str, float | str]:
