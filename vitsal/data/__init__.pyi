@@ -8,6 +8,7 @@ from .images import (
     batches as batches,
     describe_transform as describe_transform,
     image_loader as image_loader,
+    named_batches as named_batches,
 )
 from .labels import (
     by_name as by_name,

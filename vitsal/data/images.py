@@ -169,7 +169,14 @@ def batches(
             spread evenly, since neighbours in a folder are of one class.
         num_workers: processes that decode images; 0 decodes in this one. Streams take one at most, to keep their order.
     """
-    for batch in image_loader(dataset, dataset.numbers(limit, first), batch_size, num_workers):
+    return named_batches(dataset, dataset.numbers(limit, first), batch_size, num_workers)
+
+
+def named_batches(
+    dataset: LabelledImages, numbers: Sequence[int] | slice, batch_size: int, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Batches of these samples, in this order, or of a slice of a stream, with their names."""
+    for batch in image_loader(dataset, numbers, batch_size, num_workers):
         readable = batch["readable"]
         good = [dataset.name(index) for index in batch["indices"][readable].tolist()]
         skipped = {dataset.name(index): problem for index, problem in batch["problems"].items()}

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -69,6 +69,14 @@ def check_folder(path: str | Path) -> None:
     """Raise UserError if `path` is there and is no folder."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{path} is a file, and a folder is needed; name another.")
+
+
+def check_own_folder(path: str | Path, files: Sequence[str], mark: str) -> None:
+    """Raise UserError if a folder holds some of these files, and not the one that tells that they may be replaced."""
+    check_folder(path)
+    there = [name for name in files if Path(path, name).exists()]
+    if there and not Path(path, mark).exists():
+        raise UserError(f"{path} holds {', '.join(there)}, and no {mark}: name another folder.")
 
 
 def read_json(path: str | Path, advice: str) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def checksum(*parts: str | bytes) -> str:
     return f"{value:08x}"
 
 
+def seed_of(*parts: object) -> int:
+    """A seed that follows from numbers and words, 32 bits: what is drawn for a step of a work depends on no other."""
+    return zlib.crc32(str(list(parts)).encode())
+
+
 def tensors_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
     """The checksum of tensors, with their names and what is said about them."""
     pairs = sorted(tensors.items())

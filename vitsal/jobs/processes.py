@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
 from vitsal.errors import UserError, check_choice
+from vitsal.jobs.files import check_folder, locked
 
 MIXED_PRECISIONS = ("no", "bf16", "fp16")  # accelerate's names of those that need no other model
 
@@ -40,6 +44,23 @@ def make_accelerator(**options: Any) -> Accelerator:
 def same_on_all(value: Any) -> Any:
     """What the main process has, on every process."""
     return broadcast_object_list([value])[0]
+
+
+@contextmanager
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a folder, in which the main process writes; a second training there is refused, on each process."""
+    refused = ""
+    check_folder(folder)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            try:
+                busy = f"Another run is training in {folder}. Wait for it, or name another output."
+                held.enter_context(locked(folder, busy=busy))
+            except UserError as error:
+                refused = str(error)
+        if said := same_on_all(refused):
+            raise UserError(said)
+        yield
 
 
 def computed_precision(accelerator: Accelerator) -> str:

@@ -2,6 +2,7 @@ from .checkpoints import Checkpoints as Checkpoints, check_training_folder as ch
 from .distillation import (
     DivergedError as DivergedError,
     accelerator_for as accelerator_for,
+    cosine_schedule as cosine_schedule,
     describe_training as describe_training,
     distill as distill,
     teach as teach,

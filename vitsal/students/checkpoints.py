@@ -17,7 +17,7 @@ import pandas as pd
 from accelerate import Accelerator
 
 from vitsal.errors import UserError
-from vitsal.jobs.files import check_folder, read_json, write_whole
+from vitsal.jobs.files import check_folder, check_own_folder, read_json, write_whole
 from vitsal.jobs.identity import file_hash, question_hash, refuse_other
 from vitsal.students.student import Student, write_student
 
@@ -27,11 +27,8 @@ HISTORY = "history.csv"
 
 def check_training_folder(folder: Path) -> None:
     """Raise UserError if a training in this folder would replace files that no training has left there."""
-    own = ("model.safetensors", "config.json", "README.md", HISTORY)
-    there = [name for name in own if (folder / name).exists()]
-    begun = any(folder.glob("epoch-*"))  # killed between its first student and the pointer
-    if there and not begun and not (folder / POINTER).exists():
-        raise UserError(f"{folder} holds {', '.join(there)}, and no {POINTER}: name another folder for the student.")
+    if not any(folder.glob("epoch-*")):  # killed between its first student and the pointer
+        check_own_folder(folder, ("model.safetensors", "config.json", "README.md", HISTORY), POINTER)
 
 
 @dataclass(frozen=True)

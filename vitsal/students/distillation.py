@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,15 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitsal.choices import TrainingSettings
 from vitsal.data.images import LabelledImages
 from vitsal.errors import UserError
-from vitsal.jobs.files import check_folder, locked
-from vitsal.jobs.identity import question_hash
-from vitsal.jobs.processes import make_accelerator, same_on_all
+from vitsal.jobs.identity import question_hash, seed_of
+from vitsal.jobs.processes import alone_in, make_accelerator
 from vitsal.models.pixels import downsample
 from vitsal.students.checkpoints import Checkpoints
 from vitsal.students.fidelity import measure_fidelity
@@ -101,7 +99,7 @@ def distill(
         DivergedError: the loss is no finite number.
     """
     training = _Training(student, Path(maps), Path(output), recipe, accelerator or accelerator_for(recipe))
-    with training.alone():
+    with alone_in(Path(output), training.accelerator):
         training.history = training.checkpoints.load()
         if training.epochs_done:
             on_epoch(training.history)
@@ -111,6 +109,12 @@ def distill(
                 training.validate_and_save(bar)
                 on_epoch(training.history)
     return training.history
+
+
+def cosine_schedule(optimizer: Optimizer, steps: int) -> CosineLRScheduler:
+    """A learning rate that warms up linearly and falls as half a cosine, over so many steps."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    return CosineLRScheduler(optimizer, max(1, steps - warmup), t_in_epochs=False, warmup_t=warmup, warmup_prefix=True)
 
 
 def describe_training(student: Student, maps: str | Path, recipe: TrainingSettings) -> dict[str, Any]:
@@ -143,9 +147,7 @@ class _Training:
         )
         self.steps = len(self.train) // recipe.accumulate  # optimizer steps in an epoch
         self.started = time.monotonic()
-        total = self.steps * recipe.epochs
-        warmup = {"warmup_t": max(1, round(WARMUP_SHARE * total)), "warmup_prefix": True}
-        self.schedule = CosineLRScheduler(optimizer, max(1, total - warmup["warmup_t"]), t_in_epochs=False, **warmup)
+        self.schedule = cosine_schedule(optimizer, self.steps * recipe.epochs)
 
     @property
     def epochs_done(self) -> int:
@@ -189,8 +191,8 @@ class _Training:
 
     def _augment(self, images: Tensor, maps: Tensor, part: int) -> tuple[Tensor, Tensor]:
         """Cached images and maps as the student gets them: pixels (B, 3, h, w) and maps (B, gh, gw), float."""
-        number = [self.recipe.seed, self.epochs_done, part, self.accelerator.process_index]
-        generator = torch.Generator().manual_seed(zlib.crc32(str(number).encode()))
+        seed = seed_of(self.recipe.seed, self.epochs_done, part, self.accelerator.process_index)
+        generator = torch.Generator().manual_seed(seed)
         pixels, wanted = images.float() / 255, maps.float()
         if self.recipe.geometry:
             views = random_views(len(pixels), generator)
@@ -229,22 +231,6 @@ class _Training:
         }
         self.history = pd.concat([self.history, pd.DataFrame([row])], ignore_index=True)
         self.checkpoints.save(self.history, self.student)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the output folder, where the main process writes; a second training is refused, on each process."""
-        folder, refused = self.checkpoints.folder, ""
-        check_folder(folder)
-        with ExitStack() as held:
-            if self.accelerator.is_main_process:
-                try:
-                    busy = f"Another run is training in {folder}. Wait for it, or name another output."
-                    held.enter_context(locked(folder, busy=busy))
-                except UserError as error:
-                    refused = str(error)
-            if said := same_on_all(refused):
-                raise UserError(said)
-            yield
 
 
 def _check(student: Student, train: CachedMaps, recipe: TrainingSettings, accelerator: Accelerator) -> None:
