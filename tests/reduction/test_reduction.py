@@ -6,10 +6,10 @@ from helpers import assert_close, traces
 from torch.nn import functional as F
 
 from vitsal.errors import UserError
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.models.loading import load_model
 from vitsal.models.sizes import resized
-from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.reduction.drop import forward_kept, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import merge_tokens

@@ -27,7 +27,7 @@ def resize(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Resize images as ViTs' transforms do, bicubic, antialiased: (B, 3, H, W) -> (B, 3, *size); None leaves them."""
     if size is None or images.shape[-2:] == size:
         return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    return _interpolate(images, size, "bicubic")
 
 
 def denormalize(images: Tensor, model: nn.Module) -> Tensor:
@@ -49,8 +49,15 @@ def to_pixels(images: Tensor, model: nn.Module) -> np.ndarray:
 
 def fit_grid(features: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Lay feature maps on a grid of another size: (B, C, h, w) -> (B, C, gh, gw)."""
-    fits = features.shape[-2:] == grid_size
-    return features if fits else F.interpolate(features, grid_size, mode="bilinear", antialias=True)
+    if features.shape[-2:] == grid_size:
+        return features
+    return _interpolate(features, grid_size, "bilinear")
+
+
+def _interpolate(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Antialiased, which torch does in single and in double precision only."""
+    precise = values if values.element_size() > 2 else values.float()
+    return F.interpolate(precise, size, mode=mode, antialias=True, align_corners=False).to(values)
 
 
 def downsample(images: Tensor, size: tuple[int, int]) -> Tensor:

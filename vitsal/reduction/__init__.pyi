@@ -1,4 +1,3 @@
-from .accelerated import AcceleratedViT as AcceleratedViT
 from .drop import (
     check_keep as check_keep,
     embed_once as embed_once,
@@ -6,7 +5,13 @@ from .drop import (
     gather_tokens as gather_tokens,
     keep_patches as keep_patches,
 )
-from .keep import num_kept as num_kept, rank_patches as rank_patches, top_k_patches as top_k_patches
+from .keep import (
+    can_look as can_look,
+    num_kept as num_kept,
+    rank_patches as rank_patches,
+    shuffle_of as shuffle_of,
+    top_k_patches as top_k_patches,
+)
 from .merge import (
     Merged as Merged,
     match_tokens as match_tokens,
@@ -17,8 +22,10 @@ from .merge import (
 )
 from .reduction import (
     Reduction as Reduction,
+    Shown as Shown,
     as_reduction as as_reduction,
     check_reduction as check_reduction,
     forward_reduced as forward_reduced,
+    reduced as reduced,
 )
 from .surgery import eval_mode as eval_mode, replaced as replaced

@@ -12,6 +12,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
+from vitsal.reduction.keep import can_look
 from vitsal.reduction.surgery import replaced
 
 
@@ -31,7 +32,7 @@ def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
     """
     with ExitStack() as stack:
         hook = model.patch_embed.register_forward_hook
-        stack.enter_context(hook(lambda m, args, tokens: check_keep(keep, len(tokens), tokens.shape[1:-1].numel())))
+        stack.enter_context(hook(lambda m, args, tokens: check_keep(keep, tokens.shape[0], tokens.shape[1:-1].numel())))
         if isinstance(model, Beit):
             _keep_in_beit(model, keep, stack)
         else:  # timm's own place for dropping patches: after the position embedding, before the first block
@@ -75,14 +76,14 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 def _token_indices(keep: Tensor, num_prefix_tokens: int) -> Tensor:
-    prefix = torch.arange(num_prefix_tokens, device=keep.device).expand(len(keep), -1)
+    prefix = torch.arange(num_prefix_tokens, device=keep.device).expand(keep.shape[0], -1)
     return torch.cat([prefix, keep + num_prefix_tokens], dim=1)
 
 
 def check_keep(keep: Tensor, num_images: int, num_patches: int) -> None:
     """Raise UserError unless `keep` is (B, K) numbers of patches for so many images, none of them twice."""
     whole = not (keep.is_floating_point() or keep.is_complex() or keep.dtype == torch.bool)
-    if not whole or keep.ndim != 2 or len(keep) != num_images or not keep.shape[1]:
+    if not whole or keep.ndim != 2 or keep.shape[0] != num_images or not keep.shape[1]:
         raise UserError(
             f"Patches to keep must be whole numbers, {num_images} rows (one for each image) of one patch at least; got "
             f"{tuple(keep.shape)} of {str(keep.dtype).removeprefix('torch.')}."
@@ -90,7 +91,7 @@ def check_keep(keep: Tensor, num_images: int, num_patches: int) -> None:
     ordered = keep.sort(dim=1).values
     outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= num_patches)
     wrong = outside | (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
-    if not keep.is_meta and wrong.any():
+    if can_look(keep) and wrong.any():
         row = int(wrong.nonzero()[0])
         raise UserError(
             f"Patches to keep are numbered 0 to {num_patches - 1}, each once; image {row} has {ordered[row].tolist()}."

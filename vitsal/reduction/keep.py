@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vitsal.errors import UserError, check_number
 
+_shuffles: dict[int, Tensor] = {}
+
 
 def num_kept(num_patches: int, keep_ratio: float) -> int:
     """Number of patches kept: keep_ratio * num_patches to the nearest integer (halves up), at least one.
@@ -17,6 +19,11 @@ def num_kept(num_patches: int, keep_ratio: float) -> int:
     """
     ratio = check_number("keep ratio", keep_ratio, 0, 1, open_end="low")
     return max(1, math.floor(ratio * num_patches + 0.5))
+
+
+def can_look(values: Tensor) -> bool:
+    """Whether values are there to be checked: not on the meta device, nor while a model is compiled or exported."""
+    return not (values.is_meta or torch.compiler.is_compiling())
 
 
 def rank_patches(saliency: Tensor) -> Tensor:
@@ -29,11 +36,21 @@ def rank_patches(saliency: Tensor) -> Tensor:
         UserError: the saliency is not finite.
     """
     flat = saliency.flatten(1)
-    if not torch.isfinite(flat).all():
+    if can_look(flat) and not torch.isfinite(flat).all():
         raise UserError("The saliency holds values that are not finite, so patches cannot be ranked by it.")
-    number = flat.shape[1]
-    shuffle = torch.randperm(number, generator=torch.Generator().manual_seed(number)).to(flat.device)
+    shuffle = shuffle_of(flat.shape[1]).to(flat.device)
     return shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
+
+
+def shuffle_of(number: int) -> Tensor:
+    """The order in which equal patches follow, (number,): drawn once, so that graphs that are traced later hold it."""
+    if number not in _shuffles:
+        with torch.inference_mode(mode=False):
+            drawn = torch.randperm(number, generator=torch.Generator().manual_seed(number))
+        if type(drawn) is not Tensor:  # a tracer's, without values
+            return drawn
+        _shuffles[number] = drawn
+    return _shuffles[number]
 
 
 def top_k_patches(saliency: Tensor, keep_ratio: float) -> Tensor:

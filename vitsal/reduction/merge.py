@@ -157,7 +157,7 @@ def match_tokens(keys: Tensor, num_prefix_tokens: int, r: int) -> Tensor:
     most_similar = similarity.argsort(dim=1, descending=True, stable=True)[:, :r]
     merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, most_similar, True)
     first_of_b = prefix + partner.shape[1] - r
-    groups = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
+    groups = torch.arange(keys.shape[1], device=keys.device).repeat(keys.shape[0], 1)
     groups[:, a] = torch.where(merged, first_of_b + partner, prefix - 1 + (~merged).cumsum(dim=1))
     groups[:, b] = torch.arange(first_of_b, keys.shape[1] - r, device=keys.device)
     return groups
@@ -174,12 +174,12 @@ def merge_groups(tokens: Tensor, sizes: Tensor, groups: Tensor, num_groups: int)
     Returns:
         Tokens (B, num_groups, C) and their sizes (B, num_groups), the sums of those merged.
     """
-    group_sizes = sizes.new_zeros(len(sizes), num_groups).scatter_add(1, groups, sizes)
+    group_sizes = sizes.new_zeros(sizes.shape[0], num_groups).scatter_add(1, groups, sizes)
     weights = (sizes / group_sizes.gather(1, groups)).to(tokens.dtype)
-    rows = groups + num_groups * torch.arange(len(groups), device=groups.device)[:, None]  # of all images together
-    merged = tokens.new_zeros(len(groups) * num_groups, tokens.shape[2])
+    rows = groups + num_groups * torch.arange(groups.shape[0], device=groups.device)[:, None]  # of all images together
+    merged = tokens.new_zeros(groups.shape[0] * num_groups, tokens.shape[2])
     merged = merged.index_add(0, rows.flatten(), (weights[:, :, None] * tokens).flatten(0, 1))
-    return merged.unflatten(0, (len(groups), num_groups)), group_sizes
+    return merged.unflatten(0, (groups.shape[0], num_groups)), group_sizes
 
 
 def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ...]:

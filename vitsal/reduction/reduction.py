@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from vitsal.errors import UserError, check_number
@@ -12,7 +14,7 @@ from vitsal.models.pixels import fit_grid
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import keep_patches
 from vitsal.reduction.keep import top_k_patches
-from vitsal.reduction.merge import merge_tokens
+from vitsal.reduction.merge import Merged, merge_tokens
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,28 @@ def check_reduction(model: nn.Module, reduction: Reduction) -> None:
             pass
 
 
-def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Tensor:
-    """Logits of `model` on images (B, 3, H, W), patches dropped and tokens merged as `reduction` says.
+@dataclass(frozen=True)
+class Shown:
+    """What a model is shown in `reduced`: the patches in `keep`, (B, K), or all; and how tokens were merged."""
+
+    keep: Tensor | None
+    merged: Merged | None
+
+    def laid_on(self, tokens: Tensor, num_prefix_tokens: int) -> Tensor:
+        """Number of the token that each patch became part of, after a forward pass: (B, P) of -1 -> (B, P).
+
+        Where a patch was dropped the -1 is left.
+        """
+        batch, patches = tokens.shape
+        everything = torch.arange(patches, device=tokens.device).expand(batch, -1)
+        keep = everything if self.keep is None else self.keep
+        own = num_prefix_tokens + torch.arange(keep.shape[1], device=tokens.device).expand(batch, -1)
+        return tokens.scatter(1, keep, own if self.merged is None else self.merged.groups)
+
+
+@contextmanager
+def reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Iterator[Shown]:
+    """Inside this context `model` runs on these images (B, 3, H, W), patches dropped and tokens merged as is said.
 
     Model and images have the reduction's size already (`vitsal.models.resized`, `vitsal.models.resize`). Saliency
     (B, gh, gw), for a reduction that keeps a part of the patches, is laid on the model's grid.
@@ -102,12 +124,19 @@ def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, sali
     Raises:
         UserError: patches are to be chosen without saliency, or tokens merged that cannot be (`merge_tokens`).
     """
+    keep = merged = None
     with ExitStack() as stack:
         if reduction.guided:
             if saliency is None:
                 raise UserError(f"To keep {reduction.keep_ratio:g} of the patches takes saliency; got none.")
             laid = fit_grid(saliency[:, None], grid_size(model, images))[:, 0]
-            stack.enter_context(keep_patches(model, top_k_patches(laid, reduction.keep_ratio)))
+            stack.enter_context(keep_patches(model, keep := top_k_patches(laid, reduction.keep_ratio)))
         if reduction.merges:
-            stack.enter_context(merge_tokens(model, reduction.merge))
+            merged = stack.enter_context(merge_tokens(model, reduction.merge))
+        yield Shown(keep, merged)
+
+
+def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Tensor:
+    """Logits of `model` on images (B, 3, H, W), patches dropped and tokens merged as `reduction` says (`reduced`)."""
+    with reduced(model, images, reduction, saliency):
         return model(images)
