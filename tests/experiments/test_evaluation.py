@@ -30,6 +30,7 @@ from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
 from vitsal.experiments.question import ANY_GUIDE, Question
 from vitsal.experiments.scale import cheap_images, cheap_target
 from vitsal.guides import GradientRolloutGuide, RolloutGuide
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import AdaptedGuide, StudentGuide
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.jobs import processes
@@ -37,7 +38,6 @@ from vitsal.jobs.identity import describe, weights_fingerprint
 from vitsal.jobs.memory import Halving
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
-from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.reduction.drop import forward_kept
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.reduction import Reduction

@@ -10,6 +10,7 @@ from helpers import randomise
 
 from vitsal.analysis.cost import count_operations
 from vitsal.errors import UserError
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import record_attention
 from vitsal.guides.explainers import RolloutGuide
@@ -17,7 +18,6 @@ from vitsal.models.pixels import downsample, to_pixels
 from vitsal.pictures.drawings import draw_rollout, draw_short_way
 from vitsal.pictures.overlays import hide_dropped, overlay, scale_map
 from vitsal.pictures.style import SLIDE, save_figure, set_slide_style
-from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.reduction.drop import forward_kept
 from vitsal.reduction.keep import top_k_patches
 from vitsal.students.student import Student

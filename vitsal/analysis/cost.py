@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vitsal.analysis.probing import attention_distances
 from vitsal.choices import ARCHITECTURES, PRECISIONS
 from vitsal.errors import UserError, check_choice
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.attention import attention_of, fused_attention
 from vitsal.guides.baselines import RandomGuide
@@ -25,7 +26,6 @@ from vitsal.guides.explainers import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.factory import Guide, make_guide
 from vitsal.jobs.devices import device_name
 from vitsal.models.tokens import grid_size, input_size
-from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.reduction.reduction import Reduction, as_reduction
 from vitsal.students.student import Student, load_student, new_student
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from vitsal.data.images import LabelledImages, describe_transform
 from vitsal.data.labels import check_classes
 from vitsal.errors import UserError
 from vitsal.experiments.journal import Cell, Row
-from vitsal.guides.factory import Guide
+from vitsal.guides.factory import Guide, models_in
 from vitsal.jobs.devices import device_name
 from vitsal.jobs.identity import describe, question_hash
 from vitsal.jobs.processes import computed_precision, make_accelerator
@@ -126,11 +126,3 @@ class Question:
                 raise UserError(
                     f"{row.name} was changed during the work; what was done before is kept: start it again."
                 )
-
-
-def models_in(value: Any) -> list[nn.Module]:
-    """The models in a guide, or the model that this is."""
-    if isinstance(value, nn.Module):
-        return [value]
-    parts = fields(value) if is_dataclass(value) else ()
-    return [model for part in parts for model in models_in(getattr(value, part.name))]

@@ -1,3 +1,8 @@
+from .accelerated import (
+    AcceleratedViT as AcceleratedViT,
+    Explanation as Explanation,
+    check_accelerated_folder as check_accelerated_folder,
+)
 from .adapters import AdaptedGuide as AdaptedGuide, StudentGuide as StudentGuide
 from .attention import (
     AttentionNotRecorded as AttentionNotRecorded,
@@ -23,6 +28,7 @@ from .factory import (
     Guide as Guide,
     make_choosers as make_choosers,
     make_guide as make_guide,
+    models_in as models_in,
     picture_guide as picture_guide,
 )
 from .flow import attention_flow as attention_flow, flow_graph as flow_graph, with_residual as with_residual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,3 +75,11 @@ def make_choosers(
 def picture_guide(method: str, model: nn.Module, **options: Any) -> Guide:
     """A guide to look at: one that explains a model, with its options (`make_guide`), or "heads", one map per head."""
     return explainers.HeadGuide(model) if method == "heads" else make_guide(method, model, **options)
+
+
+def models_in(value: Any) -> list[nn.Module]:
+    """The models in a guide, or the model that this is."""
+    if isinstance(value, nn.Module):
+        return [value]
+    parts = fields(value) if is_dataclass(value) else ()
+    return [model for part in parts for model in models_in(getattr(value, part.name))]
