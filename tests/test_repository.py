@@ -179,7 +179,7 @@ FLOORS = [
     {"reduction"},
     {"students"},
     {"guides"},
-    {"analysis", "embedded"},
+    {"analysis", "embedded", "tuning"},
     {"experiments", "pictures", "course"},
     {"cli"},
 ]

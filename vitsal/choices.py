@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitsal.errors import UserError, check_choice, check_number
+from vitsal.errors import LARGEST_COUNT, UserError, check_choice, check_number, check_whole
 
 GUIDE_OPTIONS = {
     "rollout": ("model", "head_fusion", "discard_ratio"),
@@ -31,9 +31,9 @@ CELL = 4  # pixels of the input on each side of one cell of the grid, by default
 STUDENTS = Path("runs") / "students"
 BENCHMARKS = {
     "rollout": (),
-    "dropping": ("keep", "precision"),
+    "dropping": ("keep", "merge", "input_size", "precision"),
     "student": ("student",),
-    "pipeline": ("student", "keep", "precision"),
+    "pipeline": ("student", "keep", "merge", "input_size", "precision"),
 }  # with the options that each takes
 PRECISIONS = ("float32", "bfloat16")
 PICTURE_FORMATS = (
@@ -41,6 +41,15 @@ PICTURE_FORMATS = (
     "avif",
 )  # as matplotlib writes them
 TABLE_FORMATS = ("csv", "parquet")
+TUNABLE = (
+    "*norm*",
+    "*bias",
+    "*.gamma*",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "pos_embed",
+)  # of a target's parameters
 SEGMENT = 128  # frames per part: what a kill may cost
 WIDEST = 16384  # pixels, as libx264 takes them
 
@@ -83,3 +92,50 @@ class TrainingSettings:
                 f"A batch of {self.batch_size} images cannot be split evenly into {self.accumulate} parts; choose a "
                 f"multiple of {self.accumulate}."
             )
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """How a target is made tolerant of what is done to it.
+
+    Args:
+        steps: optimizer steps; None is one pass over the images.
+        batch_size: images per step, over all processes together.
+        learning_rate: of AdamW; it warms up linearly and falls as half a cosine.
+        whole: weight of what the target says of whole images, against what it says of reduced ones.
+        parameters: names of the parameters that are tuned, with * for anything; the classifier never is.
+        keep_ratios: lowest and highest of lessons in which patches are dropped; their logarithm is uniform.
+        merges, sizes: schedules, and (H, W) in pixels, of lessons in which tokens are merged, or images smaller; None
+            takes what suits the target (`vitsal.tuning.Lessons`).
+        shares: of the lessons in which patches are dropped, tokens merged, and images smaller.
+        limit: number of images of each data set, spread evenly; None takes all.
+        seed: of order and lessons.
+
+    Raises:
+        UserError: a number outside its range.
+    """
+
+    steps: int | None = None
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    whole: float = 10.0
+    parameters: tuple[str, ...] = TUNABLE
+    keep_ratios: tuple[float, float] = (0.12, 0.6)
+    merges: tuple[str, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+    shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in {"number of steps": self.steps, "batch size": self.batch_size}.items():
+            if value is not None:
+                check_whole(name, value, 1, LARGEST_COUNT)
+        for ratio in self.keep_ratios:
+            check_number("keep ratio", ratio, 0, 1, open_end="low")
+        for share in self.shares:
+            check_number("share of lessons", share, 0, math.inf, open_end="high")
+        if len(self.shares) != 3 or not sum(self.shares):
+            raise UserError(f"Shares of lessons are three, one above 0; got {self.shares}.")
+        check_number("learning rate", self.learning_rate, 0, math.inf, open_end="low")
+        check_number("weight of whole images", self.whole, 0, math.inf, open_end="high")

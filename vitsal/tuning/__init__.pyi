@@ -1,0 +1,23 @@
+from .answers import (
+    Asked as Asked,
+    check_answering as check_answering,
+    compare_answers as compare_answers,
+    divergence as divergence,
+    judge_answers as judge_answers,
+)
+from .lessons import (
+    Lesson as Lesson,
+    Lessons as Lessons,
+    merge_counts as merge_counts,
+    noisy_ranking as noisy_ranking,
+    smaller_sizes as smaller_sizes,
+)
+from .mixture import MixedImages as MixedImages
+from .parameters import (
+    load_difference as load_difference,
+    save_difference as save_difference,
+    tunable_twin as tunable_twin,
+    tuned_names as tuned_names,
+)
+from .state import TuningState as TuningState
+from .tolerance import check_tuning_folder as check_tuning_folder, tune_target as tune_target

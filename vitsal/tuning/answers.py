@@ -1,0 +1,111 @@
+"""Whether a model says of reduced images what another says of whole ones: no label is needed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitsal.data.images import Batch
+from vitsal.data.pictures import warn_of_skipped
+from vitsal.errors import UserError
+from vitsal.guides.factory import Guide
+from vitsal.models.pixels import resize
+from vitsal.models.sizes import resized
+from vitsal.reduction.reduction import Reduction, forward_reduced
+from vitsal.tuning.lessons import Lessons
+
+RATIOS = (0.5, 0.2)
+KINDS = ("same", "kl")
+Asked = tuple[str | None, Reduction]  # how a model is reduced, and which guide chooses, where one must
+
+
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of answers from those that are wanted, in nats: logits (B, classes) twice -> (B,)."""
+    wanted, given = wanted.float().log_softmax(dim=1), logits.float().log_softmax(dim=1)
+    return F.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=1)
+
+
+def compare_answers(
+    target: nn.Module,
+    tuned: nn.Module,
+    guides: Mapping[str, Guide],
+    lessons: Lessons,
+    batches: Iterable[Batch],
+) -> pd.DataFrame:
+    """What both say of images as they are, reduced by each lever alone, against what the target says of whole ones.
+
+    Returns:
+        One row per reduction, and guide where there is one: `n` images, the share of them whose likeliest class is the
+        whole image's, by the target (`same_before`) and tuned (`same_after`), and the mean divergence in nats
+        (`kl_before`, `kl_after`).
+    """
+    asked = [(None, Reduction()), *((name, Reduction(ratio)) for name in guides for ratio in RATIOS)]
+    asked += [(None, Reduction(input_size=size)) for size in _middle(lessons.sizes)]
+    asked += [(None, Reduction(merge=merge)) for merge in _middle(lessons.merges)]
+    models = {"before": target, "after": tuned}
+    judged = judge_answers(target, models, asked, guides, batches)
+    table = pd.DataFrame([{"guide": name or "", **reduction.columns} for name, reduction in asked])
+    told = {f"{kind}_{when}": judged[when][k].mean(dim=1).tolist() for k, kind in enumerate(KINDS) for when in models}
+    return table.assign(n=judged["after"].shape[-1], **told)
+
+
+def _middle(values: Sequence[Any]) -> Sequence[Any]:
+    """The middle one alone; of none, none."""
+    return values[len(values) // 2 :][:1]
+
+
+@torch.no_grad()
+def judge_answers(
+    target: nn.Module,
+    models: Mapping[str, nn.Module],
+    asked: Sequence[Asked],
+    guides: Mapping[str, Guide],
+    batches: Iterable[Batch],
+) -> dict[str, Tensor]:
+    """What models say of reduced images against what `target` says of whole ones: model's name -> (2, asked, images).
+
+    First whether the likeliest class is the same, then the divergence in nats. Guides are asked once for each image;
+    images that cannot be read are passed over, and named at the end.
+
+    Raises:
+        UserError: a target without a classifier, or in training mode; no image that can be read.
+    """
+    check_answering(target)
+    device, skipped, found = next(target.parameters()).device, {}, {name: [] for name in models}
+    for batch in batches:
+        skipped |= batch.skipped
+        if batch.names:
+            images = batch.images.to(device)
+            wanted, maps = target(images), {name: guide(images) for name, guide in guides.items()}
+            for name, model in models.items():
+                found[name].append(_judge(model, images, wanted, maps, asked).cpu())
+    if not all(found.values()):
+        raise UserError(f"None of {len(skipped)} images could be read, so there are no answers to compare.")
+    warn_of_skipped(skipped)
+    return {name: torch.cat(parts, dim=2) for name, parts in found.items()}
+
+
+def check_answering(target: nn.Module) -> None:
+    """Raise UserError unless a target has answers to compare: a classifier, and eval mode."""
+    if not target.num_classes:
+        raise UserError("The target has no classifier, so it has no answers to keep; choose a model with a head.")
+    if target.training:
+        raise UserError("The target is in training mode, and answers at random: call its eval() first.")
+
+
+def _judge(
+    model: nn.Module, images: Tensor, wanted: Tensor, maps: Mapping[str, Tensor], asked: Sequence[Asked]
+) -> Tensor:
+    """The same for one batch: (2, asked, B)."""
+    told = []
+    for guide, reduction in asked:
+        size = reduction.input_size
+        answers = forward_reduced(resized(model, size), resize(images, size), reduction, maps.get(guide))
+        same = answers.argmax(dim=1) == wanted.argmax(dim=1)
+        told.append(torch.stack([same.float(), divergence(answers, wanted)]))
+    return torch.stack(told, dim=1)

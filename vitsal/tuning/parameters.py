@@ -1,0 +1,74 @@
+"""Which of a target's parameters are tuned, and the small file of what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from vitsal.choices import TUNABLE
+from vitsal.errors import UserError, check_file, first_few, quoted
+from vitsal.jobs.files import write_whole
+from vitsal.jobs.identity import tensors_checksum, weights_fingerprint
+
+HEAD = ("head.", "head_dist.")  # the classifier: what answers mean is not up for tuning
+
+
+def tuned_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the parameters that one of the patterns fits, "*.bias" say; those of the classifier never are.
+
+    Raises:
+        UserError: a pattern that fits none, of others than the usual ones.
+    """
+    names = [name for name, _ in model.named_parameters() if not name.startswith(HEAD)]
+    fitting = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    if patterns != TUNABLE and (empty := [pattern for pattern, found in fitting.items() if not found]):
+        raise UserError(f"No parameter of the model fits {quoted(empty[0])}; its names are such as {first_few(names)}.")
+    return [name for name in names if any(name in found for found in fitting.values())]
+
+
+def tunable_twin(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A twin of a model with parameters of its own under these names; all others share the model's memory, frozen."""
+    names = set(names)
+    fixed = (value for name, value in model.named_parameters() if name not in names)
+    twin = deepcopy(model, {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in fixed})
+    for name in names:
+        twin.get_parameter(name).requires_grad_(True)
+    return twin
+
+
+def save_difference(model: nn.Module, tuned: nn.Module, path: str | Path) -> None:
+    """Write the tensors in which a tuned model differs from `model`, and of which weights they are a tuning."""
+    before = model.state_dict()
+    own = {name: value.cpu() for name, value in tuned.state_dict().items() if not value.equal(before[name])}
+    about = {"format": "pt", "of": weights_fingerprint(model), "checksum": tensors_checksum(own)}
+    write_whole(path, partial(save_file, own, metadata=about))
+
+
+def load_difference(model: nn.Module, path: str | Path) -> nn.Module:
+    """A twin of a model, tuned as the file says that `save_difference` wrote: what is not in it is the model's.
+
+    Raises:
+        UserError: no such file, a damaged one, or one of other weights than this model's.
+    """
+    check_file("file of differences", path)
+    try:
+        with safe_open(path, "pt") as file:
+            about, own = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no file of differences: {error}") from error
+    if about.get("checksum") != tensors_checksum(own):
+        raise UserError(f"{path} is no file of differences, or a damaged one: its checksum does not fit.")
+    if about["of"] != (found := weights_fingerprint(model)):
+        raise UserError(
+            f"{path} tunes other weights ({about['of']}) than these ({found}): load it onto the target that was tuned."
+        )
+    twin = tunable_twin(model, own)
+    twin.load_state_dict(own, strict=False)
+    return twin.requires_grad_(False)
