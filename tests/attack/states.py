@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,13 +17,14 @@ from helpers import MadeImages, randomise
 from PIL import Image
 from torch import nn
 
-from vitsal.choices import TrainingSettings
+from vitsal.choices import TrainingSettings, TuningSettings
 from vitsal.course.notebooks import read_headlines, save_headlines
 from vitsal.data.images import IndexedImages
 from vitsal.experiments.evaluation import drop_curve
 from vitsal.experiments.outcomes import Outcomes
 from vitsal.experiments.results import add_results, results_table
 from vitsal.guides import RolloutGuide
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
@@ -31,6 +33,8 @@ from vitsal.pictures.overlays import Column
 from vitsal.students.distillation import distill
 from vitsal.students.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.students.student import load_student, new_student, save_student
+from vitsal.tuning import tolerance
+from vitsal.tuning.parameters import load_difference, save_difference
 
 SAMPLES, CLASSES = 48, 5
 SEGMENT = 4  # frames per part of a video, so that a short one has several
@@ -182,6 +186,49 @@ def make_headlines(folder: Path) -> None:
     save_headlines(folder, "02_second", {"speed-up": 1.75})
 
 
+def make_tuning(folder: Path) -> None:
+    """A tuning of four steps, killed after the second, whose state is on disk."""
+    take_step = tolerance._Tuning.take_step
+
+    def killed(tuning: object, batch: object) -> None:
+        if tuning.step == 2:
+            raise KillError
+        take_step(tuning, batch)
+
+    with patch.object(tolerance._Tuning, "take_step", killed), suppress(KillError):
+        tune(folder)
+
+
+def tune(folder: Path) -> str:
+    settings, output = TuningSettings(steps=4, batch_size=4, limit=16), folder / "tuned"
+    with patch.object(tolerance, "PART", 2):
+        report = tolerance.tune_target(
+            target(), [dataset()], {"center": CenterGuide((2, 2))}, output, settings, progress=False
+        )
+    return digest(*weights(load_difference(target(), output / "difference.safetensors")), report.to_csv())
+
+
+def make_difference(folder: Path) -> None:
+    save_difference(target(), target(1), folder / "difference.safetensors")
+
+
+def use_difference(folder: Path) -> str:
+    return digest(*weights(load_difference(target(), folder / "difference.safetensors")))
+
+
+def make_accelerated(folder: Path) -> None:
+    make_student(folder)
+    fast = AcceleratedViT(target(), load_student(folder / "student"), 0.5)
+    fast.save_pretrained(folder / "fast")
+
+
+def use_accelerated(folder: Path) -> str:
+    """An accelerated model's answer about one picture."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return digest(AcceleratedViT.from_pretrained(folder / "fast")(torch.rand(1, 3, 32, 32)).numpy())
+
+
 STATES = {
     "journal": State(make_journals, go_on, {"outcomes-*.jsonl": JOURNAL}),
     "table": State(tabulate, tabulate, {"table.csv": TABLE, "table.parquet": BYTES}),
@@ -199,6 +246,19 @@ STATES = {
         },
     ),
     "student": State(make_student, use_student, {"student/config.json": SETTINGS, "student/model.safetensors": BYTES}),
+    "tuning": State(make_tuning, tune, {"tuned/state.safetensors": BYTES}),
+    "difference": State(make_difference, use_difference, {"difference.safetensors": BYTES}),
+    "accelerated": State(
+        make_accelerated,
+        use_accelerated,
+        {
+            "fast/accelerated.json": SETTINGS,
+            "fast/target/config.json": SETTINGS,
+            "fast/target/model.safetensors": BYTES,
+            "fast/student/config.json": SETTINGS,
+            "fast/student/model.safetensors": BYTES,
+        },
+    ),
     "video parts": State(
         make_parts, draw_video, {"out.mp4.parts/000001*.nut": BYTES, "out.mp4.parts/settings.json": SETTINGS}
     ),

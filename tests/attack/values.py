@@ -35,6 +35,8 @@ MODELS = [
 ]
 SEVERAL_MODELS = [*MODELS, ",", f"{MODEL},", f"{MODEL},vit"]
 SIZE = ["", "x", "0", "-8", "100", "112,", "112,0", "112,112,112", "1e3", "112.0", "\u00b2", DIGITS, "9" * 5_000]
+MERGE = ["", "x", "-1", "1.5", "8@", "8@9", "8@-1", "--", "16-8", "1 2", "0 0 0 0", "[8]", ",", "8,", NUL, DIGITS]
+INPUT = ["", "x", "0", "-8", "100", "112,", "112x", "x112", "112x0", "1e3", "112.0", DIGITS, "99999992"]
 SPLIT = [*ODD, "trian", "Train", "0", "train[:10]", "train,test"]
 CHECKPOINT = ["", NUL, LONG, "none.safetensors", "photo.png", "photos", "notes.txt", "empty.safetensors",
               "cut.safetensors", "other.safetensors", "int8.safetensors", "bool.safetensors", "nan.safetensors",
@@ -60,6 +62,12 @@ BASE = {
     "train-student": {
         "teacher": MODEL, "data": "digits", "limit": "20", "maps": "new/maps", "width": "4", "epochs": "1",
         "batch_size": "8", "output": "new/student",
+    },
+    "tune-target": {
+        "target": MODEL, "data": "digits", "limit": "10", "steps": "1", "batch_size": "2", "output": "new/tuned",
+    },
+    "accelerate": {
+        "target": MODEL, "speed_up": "1.5", "data": "digits", "limit": "2", "output": "new/fast", "batch_size": "2",
     },
     "run": {"arguments": ("1",), "notebooks": "notebooks", "output": "new/run"},
     "recipes": {"name": "large16"},
@@ -129,9 +137,8 @@ BAD = {
         "output": ["", NUL, f"{LONG}.csv", "photo.png/t.csv", "/proc/t.csv", "loop/t.csv", "table.txt", "new", "photos",
                    "folder.csv", "notes.csv", "photo.png"],
         "image_size": SIZE,
-        "merge": ["", "x", "-1", "1.5", "8@", "8@9", "8@-1", "--", "16-8", "1 2", "0 0 0 0", "[8]", ",", "8,",
-                  NUL, DIGITS],
-        "input_size": ["", "x", "0", "-8", "100", "112,", "112x", "x112", "112x0", "1e3", "112.0", DIGITS, "99999992"],
+        "merge": MERGE,
+        "input_size": INPUT,
         "outcomes": ["", NUL, f"{LONG}.parquet", "photo.png/t.parquet", "/proc/t.parquet", "loop/t.parquet", "photos",
                      "notes.csv", "photo.png"],
     },
@@ -162,6 +169,45 @@ BAD = {
         "num_workers": WHOLE,
         "seed": SEED,
     },
+    "tune-target": {
+        "target": MODELS,
+        "data": DATA,
+        "output": FOLDER,
+        "guide": [*ODD, ",", "rolout", "rollout,", "random,,center", "Random", "student", "any"],
+        "student": [{"guide": "student", "student": name} for name in STUDENT] + ["digits-convnet-rollout"],
+        "head_fusion": [*FUSION, {"guide": "random", "head_fusion": "max"}],
+        "discard_ratio": [*SHARE, {"guide": "center", "discard_ratio": "0.5"}],
+        "checkpoint": CHECKPOINT,
+        "split": SPLIT,
+        "limit": [*COUNT, "1"],
+        "steps": COUNT,
+        "batch_size": COUNT,
+        "learning_rate": RATE,
+        "whole": ["", "x", "nan", "inf", "-inf", "-1", "1e400", DIGITS],
+        "parameters": [*ODD, ",", "nrom", "head.*", "*norm*,nrom", "*norm*,"],
+        "keep": [*KEEP, "0.5", "0.6,0.5", "0.1,0.2,0.3"],
+        "merge": MERGE,
+        "input_size": INPUT,
+        "shares": ["", ",", "x", "1", "1,1", "0,0,0", "1,1,-1", "1,1,nan", "1,1,inf", "1,1,1,1", DIGITS, "True,1,1"],
+        "num_workers": WHOLE,
+        "seed": SEED,
+    },
+    "accelerate": {
+        "target": MODELS,
+        "speed_up": ["", "x", "nan", "inf", "-inf", "0", "1", "-2", "0.5", "100", "1e400", DIGITS, "1,5"],
+        "data": DATA,
+        "output": FOLDER,
+        "student": STUDENT,
+        "checkpoint": CHECKPOINT,
+        "split": SPLIT,
+        "limit": [*COUNT, "1"],
+        "test_data": [*DATA, "words"],
+        "test_split": [{"test_data": "digits", "test_split": split} for split in SPLIT],
+        "test_limit": [{"test_data": "digits", "test_limit": count} for count in COUNT],
+        "batch_size": COUNT,
+        "num_workers": WHOLE,
+        "device": DEVICE,
+    },
     "run": {
         "arguments": [("x",), ("99",), ("0",), ("-p",), ("-p", "a"), ("1", "-p", "none", "1"), ("1", "-p"), ("-1",),
                       ("\u00b2",), ("9" * 5_000,), ("1.5",), ("",), (NUL,), (BYTES,), ("1", "-p", "", "")],
@@ -179,6 +225,8 @@ BAD = {
         "student": [{"what": "student", "student": name} for name in STUDENT],
         "batch_size": COUNT,
         "keep": [{"what": "dropping", "keep": keep} for keep in KEEP],
+        "merge": [{"what": "dropping", "merge": merge} for merge in MERGE],
+        "input_size": [{"what": "dropping", "input_size": size} for size in INPUT],
         "precision": [{"what": "dropping", "precision": precision} for precision in
                       [*ODD, "float", "int8", "float16", "bf16", "Float32", "float64"]],
         "repeats": COUNT,

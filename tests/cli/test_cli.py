@@ -27,6 +27,7 @@ from vitsal.data.opening import open_data
 from vitsal.errors import UserError
 from vitsal.experiments.measured import read_outcomes
 from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
 from vitsal.guides.factory import picture_guide
@@ -36,7 +37,6 @@ from vitsal.models.pixels import to_pixels
 from vitsal.models.tokens import model_transform
 from vitsal.pictures.overlays import overlay
 from vitsal.pictures.sheets import draw_sample
-from vitsal.reduction.accelerated import AcceleratedViT
 from vitsal.reduction.reduction import Reduction
 
 MODEL = "vitsal_digits_guide"
@@ -525,7 +525,7 @@ def test_pickle_that_would_execute_code(fail, curve, tmp_path):
         (["--model", "convnext_tiny"], "is a ConvNeXt"),
         (["--checkpoint", "gone.safetensors"], "There is no checkpoint file at gone.safetensors."),
         (["-o", "out.docx"], "docx"),
-        (["--image-size", "64x112"], "image size must be HEIGHT,WIDTH in pixels, such as 288,512, or one number; got"),
+        (["--image-size", "64x"], "image size must be HEIGHTxWIDTH in pixels, such as 288x512, or one number; got"),
         (["--image-size", "1,2,3"], "or one number; got '1,2,3'."),
         (["--image-size", "0,64"], "or one number; got '0,64'."),
         (["--image-size", "-64"], "or one number; got '-64'."),

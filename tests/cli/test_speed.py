@@ -22,6 +22,8 @@ PACKAGE = Path(vitsal.__file__).parent
 HEAVY = ("torch", "timm", "pandas", "matplotlib", "papermill", "accelerate", "av", "scipy", "IPython")
 MODEL = "vitsal_digits_guide"
 CURVE = ["drop-curve", "--target", MODEL, "--data", "digits"]
+TUNE = ["tune-target", "--target", MODEL, "--data", "digits", "-o", "tuned"]
+FAST = ["accelerate", "--target", MODEL, "--data", "digits", "-o", "fast", "--speed-up"]
 TRAIN = ["train-student", "--teacher", MODEL, "--data", "digits", "-o", "student"]
 REFUSALS = {
     "No such option": ["explain", "photo.png", "--metod", "rollout"],
@@ -34,7 +36,9 @@ REFUSALS = {
     "Unknown head fusion 'median'": ["video", "film.mp4", "out.mp4", "--head-fusion", "median"],
     "The discard ratio must lie in [0, 1); got 1.": ["explain", "photo.png", "--discard-ratio", "1"],
     "The keep ratio must lie in (0, 1]; got 0.": [*CURVE, "--keep", "0"],
-    "The image size must be": ["explain", "photo.png", "--image-size", "64x112"],
+    "The image size must be": ["explain", "photo.png", "--image-size", "64x"],
+    "The speed-up must lie in (1, 1000]; got 0.": [*FAST, "0"],
+    "The weight of whole images must lie in [0, inf); got -1.": [*TUNE, "--whole", "-1"],
     "--seed says nothing to rollout": [*CURVE, "--seed", "3"],
     "--device says nothing to a single recipe": ["recipes", "base16", "--device", "cpu"],
     "Unknown format 'docx'": ["explain", "photo.png", "-o", "out.docx"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -28,20 +27,8 @@ def drop_curve(
     discard_ratio: options.PlainDiscard = None,
     category_index: options.Category = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
-    merge: Annotated[
-        str,
-        typer.Option(
-            help="Tokens that each block merges away: 8, 16- (decreasing), 8@6 (from block 6 on), or a number for each "
-            "block with blanks between them. Several with commas between them."
-        ),
-    ] = "0",
-    input_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Pixels to which images are resized for the target, such as 224,160 or 160x224; with commas between "
-            "them. The target's own by default."
-        ),
-    ] = None,
+    merge: Annotated[str, typer.Option(help=options.MERGE_HELP)] = "0",
+    input_size: Annotated[str | None, typer.Option(help=options.INPUT_HELP)] = None,
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     guide_checkpoint: options.Checkpoint = None,
@@ -69,8 +56,7 @@ def drop_curve(
     Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
     is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
-    ratios, sizes = options.parse_ratios(keep), options.parse_input_sizes(input_size)
-    schedules = [schedule.strip() for schedule in merge.split(",")]
+    levers = options.parse_levers(keep, merge, input_size)
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     given = options.taken_options(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
@@ -94,8 +80,8 @@ def drop_curve(
     pupils = vs.load_students(student, where) if student else None
     choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **given)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
-    sizes = [None if size == vs.models.input_size(vit) else size for size in sizes]
-    reductions = tuple(vs.Reduction(*levers) for levers in product(ratios, schedules, sizes))
+    own = vs.models.input_size(vit)
+    reductions = tuple(vs.Reduction(ratio, merge, None if size == own else size) for ratio, merge, size in levers)
     question = vs.experiments.Question(vit, choosers, dataset, reductions, limit)
     path = vs.experiments.table_for(question.about, target, output, there)
     known = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict, progress=True)
@@ -125,6 +111,10 @@ def benchmark(
     keep: Annotated[
         str | None, typer.Option(help="Keep ratios, for pipeline and dropping.", show_default="0.5,0.25")
     ] = None,
+    merge: Annotated[
+        str | None, typer.Option(help=f"For pipeline and dropping. {options.MERGE_HELP}", show_default="0")
+    ] = None,
+    input_size: Annotated[str | None, typer.Option(help=f"For pipeline and dropping. {options.INPUT_HELP}")] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32 or bfloat16, for pipeline and dropping.", show_default="float32")
     ] = None,
@@ -136,18 +126,20 @@ def benchmark(
     pipeline: student, choice of patches and target. dropping: the target alone, its patches chosen beforehand.
     """
     check_choice("benchmark", what, BENCHMARKS)
-    for option, value in {"student": student, "keep": keep, "precision": precision}.items():
+    given = {"student": student, "keep": keep, "merge": merge, "input_size": input_size, "precision": precision}
+    for option, value in given.items():
         if value is not None and option not in BENCHMARKS[what]:
             takers = [name for name, taken in BENCHMARKS.items() if option in taken]
             options.refuse_option(option, what, ", ".join(takers))
-    ratios = options.parse_ratios("0.5,0.25" if keep is None else keep)
+    levers = options.parse_levers("0.5,0.25" if keep is None else keep, "0" if merge is None else merge, input_size)
     precision = "float32" if precision is None else check_choice("precision", precision, PRECISIONS)
     part = what in ("rollout", "student")  # these cost a part of a target; the others make one faster
     name = model or ("deit_tiny_patch16_224" if part else "vit_base_patch16_224")
     size = batch_size or (32 if part else 8)
     vit = vs.load_model(name, pretrained=False, device=vs.find_device(device))
-    given = {"student": student, "reductions": ratios, "precision": precision, "repeats": repeats}
-    table = vs.analysis.run_benchmark(what, vit, batch_size=size, **given)
+    given = {"student": student, "precision": precision, "repeats": repeats}
+    reductions = [vs.Reduction(*chosen) for chosen in levers]
+    table = vs.analysis.run_benchmark(what, vit, batch_size=size, reductions=reductions, **given)
     print(f"{name}, batch {size}, torch {vs.jobs.torch_version()}, {repeats} rounds")
     print(table.to_string(index=False, float_format="{:.4f}".format))
 

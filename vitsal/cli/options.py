@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -36,7 +37,15 @@ def takers(option: str) -> str:
 HEAD_FUSION_HELP = f"mean, max or min over the heads, for {takers('head_fusion')}."
 DISCARD_HELP = f"Fraction of each block's attention to drop, from 0 to below 1, for {takers('discard_ratio')}."
 CATEGORY_HELP = f"Index of the class to explain, for {takers('category_index')}; by default the predicted one."
-SIZE_HELP = "Pixels of the model's input, HEIGHT,WIDTH or one number for a square; by default the model's own."
+SIZE_HELP = "Pixels of the model's input, such as 288x512 or 288,512, or one number; by default the model's own."
+MERGE_HELP = (
+    "Tokens that each block merges away: 8, 16- (decreasing), 8@6 (from block 6 on), or a number for each block with "
+    "blanks between them. Several with commas between them."
+)
+INPUT_HELP = (
+    "Pixels to which images are resized for the target, such as 224,160 or 160x224; with commas between them. The "
+    "target's own by default."
+)
 # None is what nobody has given: what a guide does not take is refused (`taken_options`), and so must be told from that
 HeadFusion = Annotated[str | None, typer.Option(help=HEAD_FUSION_HELP, show_default="max")]
 Discard = Annotated[float | None, typer.Option(help=DISCARD_HELP, show_default="0.9")]
@@ -48,6 +57,9 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or 
 ImageSize = Annotated[str | None, typer.Option(help=SIZE_HELP)]
 Limit = Annotated[
     int | None, typer.Option(help="Number of images, spread evenly over the data.", min=1, max=LARGEST_COUNT)
+]
+LimitOfEach = Annotated[
+    int | None, typer.Option(help="Number of images of each data set, spread evenly.", min=1, max=LARGEST_COUNT)
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
@@ -111,19 +123,41 @@ def parse_input_sizes(text: str | None) -> list[tuple[int, int] | None]:
     return sizes or [None]
 
 
+def parse_levers(keep: str, merge: str, input_size: str | None) -> list[tuple[float, str, tuple[int, int] | None]]:
+    """Every keep ratio with every schedule of merging and every input size, as `vitsal.Reduction` takes them.
+
+    UserError for a keep ratio or a size that is none; whether a target takes a schedule, or a size, it says itself.
+    """
+    schedules = [schedule.strip() for schedule in merge.split(",")]
+    return list(product(parse_ratios(keep), schedules, parse_input_sizes(input_size)))
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Read a lowest and a highest keep ratio, such as "0.12,0.6"; UserError for anything else."""
+    ratios = [check_number("keep ratio", parse_value(part), 0, 1, open_end="low") for part in text.split(",")]
+    if len(ratios) != 2 or ratios[0] > ratios[1]:
+        raise UserError(f"Give a lowest and a highest keep ratio, such as 0.12,0.6; got {quoted(text)}.")
+    return ratios[0], ratios[1]
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Read shares of lessons, such as "0.7,0.15,0.15"; UserError for what are no numbers."""
+    return tuple(check_number("share", parse_value(part), 0, 1e30, open_end="high") for part in text.split(","))
+
+
 def parse_counts(text: str) -> list[int]:
     """Read numbers of samples such as "5000,50000"; raise UserError if one is no whole number from 1 on."""
     return [check_whole("number of samples", parse_value(part), 1, LARGEST_COUNT) for part in text.split(",")]
 
 
 def parse_image_size(text: str | None) -> tuple[int, int] | None:
-    """Read an image size, (H, W): "288,512", or "384" for a square; None is the model's own; UserError otherwise."""
+    """Read an image size, (H, W): "288x512", "288,512", or "384" for a square; None is the own one; or UserError."""
     if text is None:
         return None
-    parts = [part.strip() for part in text.split(",")]
+    parts = [part.strip() for part in re.split("[,x]", text)]
     if len(parts) > 2 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) for part in parts):
         raise UserError(
-            f"The image size must be HEIGHT,WIDTH in pixels, such as 288,512, or one number; got {quoted(text)}."
+            f"The image size must be HEIGHTxWIDTH in pixels, such as 288x512, or one number; got {quoted(text)}."
         )
     height, width = (check_whole("image size", int(part), 1, LONGEST_INPUT) for part in (parts[0], parts[-1]))
     return height, width

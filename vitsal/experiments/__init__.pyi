@@ -1,3 +1,12 @@
+from .acceleration import (
+    accelerate as accelerate,
+    accelerated_accuracy as accelerated_accuracy,
+    accelerated_cost as accelerated_cost,
+    all_reductions as all_reductions,
+    choose_reduction as choose_reduction,
+    model_card as model_card,
+    operating_points as operating_points,
+)
 from .evaluation import answer as answer, drop_curve as drop_curve
 from .journal import Journal as Journal, Row as Row, journal_file as journal_file
 from .measured import read_outcomes as read_outcomes, save_outcomes as save_outcomes
@@ -11,7 +20,7 @@ from .outcomes import (
     student_shares as student_shares,
     summarize as summarize,
 )
-from .question import Question as Question, models_in as models_in
+from .question import Question as Question
 from .results import (
     DIFFERENCE as DIFFERENCE,
     add_results as add_results,

@@ -1,0 +1,119 @@
+"""Operating points: counted right, chosen by the target's own answers, told in a card."""
+
+import pandas as pd
+import pytest
+import torch
+from families import FAMILIES
+from helpers import randomise
+
+from vitsal.analysis.cost import count_operations
+from vitsal.data.images import Batch
+from vitsal.errors import UserError
+from vitsal.experiments import acceleration
+from vitsal.experiments.acceleration import accelerate, all_reductions, choose_reduction, model_card, operating_points
+from vitsal.guides.accelerated import AcceleratedViT
+from vitsal.guides.adapters import StudentGuide
+from vitsal.guides.baselines import CenterGuide
+from vitsal.models.loading import load_model
+from vitsal.reduction.reduction import Reduction
+from vitsal.students.student import Student
+from vitsal.tuning.answers import divergence
+
+
+def test_all_that_is_tried_of_deit_tiny():
+    model = load_model("deit_tiny_patch16_224", pretrained=False)
+    tried = all_reductions(model, guided=True)
+    assert {reduction.merge for reduction in tried} == {"0", "2", "3", "5", "8", "10", "13", "16", "13-", "16-"}
+    sides = {reduction.input_size and reduction.input_size[0] for reduction in tried}
+    assert sides == {None, 192, 176, 160, 144}
+    assert len(set(tried)) == len(tried) == 8 * 10 * 5
+    assert {reduction.keep_ratio for reduction in all_reductions(model, guided=False)} == {1.0}
+
+
+def test_a_target_that_cannot_merge_has_its_other_levers():
+    tried = all_reductions(FAMILIES["EVA-02"].load(), guided=True)
+    assert {reduction.merge for reduction in tried} == {"0"}
+    assert len({reduction.input_size for reduction in tried}) > 1
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer ways to try, which takes a tenth of the time."""
+    for name, values in {"RATIOS": (1.0, 0.7, 0.5), "SIDES": (10 / 14,), "MERGED": (0.3, 0.8)}.items():
+        monkeypatch.setattr(acceleration, name, values)
+
+
+@pytest.mark.usefixtures("few")
+def test_points_are_counted_with_their_guide(tiny_vit, monkeypatch):
+    guide = StudentGuide(randomise(Student(grid_size=(4, 4), width=8).eval()), tiny_vit)
+    image = torch.zeros(1, 3, 64, 64)
+    whole = count_operations(lambda: tiny_vit(image))
+    points = operating_points(tiny_vit, guide, 1.5, progress=False)
+    assert points
+    assert any(reduction.guided for reduction in points)
+    for reduction, times in points.items():
+        fast = AcceleratedViT(tiny_vit, guide, reduction)
+        assert times == pytest.approx(whole / count_operations(lambda fast=fast: fast(image)))
+    assert min(points.values()) >= 1.5
+    assert max(points.values()) <= 1.06 * min(points.values())
+    monkeypatch.setattr(acceleration, "SLACK", 10.0)
+    assert points.keys() < operating_points(tiny_vit, guide, 1.5, progress=False).keys()
+
+
+@pytest.mark.usefixtures("few")
+def test_a_speed_up_that_nothing_reaches(tiny_vit):
+    with pytest.raises(
+        UserError, match=r"Nothing that is tried makes vit_tiny\w+ 100 times cheaper: .*, \d+\.\d times is the most"
+    ):
+        operating_points(tiny_vit, None, 100, progress=False)
+
+
+@torch.no_grad()
+def test_the_one_that_changes_answers_least_comes_first(tiny_vit):
+    images, guide = torch.randn(5, 3, 64, 64), CenterGuide((4, 4))
+    points = {Reduction(0.25): 3.0, Reduction(0.9): 1.1, Reduction(merge="2"): 1.5, Reduction(input_size=(48, 48)): 1.7}
+    batches = [Batch(part, torch.zeros(len(part)), ["name"] * len(part)) for part in (images[:3], images[3:])]
+    table = choose_reduction(tiny_vit, guide, points, batches)
+    assert table.kl.is_monotonic_increasing
+    for row in table.itertuples():
+        reduction = Reduction.from_columns(row.keep_ratio, row.merge, row.input_size)
+        fast = AcceleratedViT(tiny_vit, guide, reduction)
+        assert row.kl == pytest.approx(divergence(fast(images), tiny_vit(images)).mean().item(), rel=1e-4)
+        assert row.same == pytest.approx((fast(images).argmax(1) == tiny_vit(images).argmax(1)).float().mean().item())
+        assert (row.n, row.operations) == (5, points[reduction])
+
+
+@pytest.mark.usefixtures("few")
+def test_accelerate_takes_the_first_of_all_points(tiny_vit):
+    student = randomise(Student(grid_size=(4, 4), width=4).eval())
+    images = torch.randn(3, 3, 64, 64)
+    fast, table = accelerate(tiny_vit, student, [Batch(images, torch.zeros(3), ["a", "b", "c"])], 1.5)
+    points = operating_points(tiny_vit, StudentGuide(student, tiny_vit), 1.5, progress=False)
+    assert len(table) == len(points)
+    assert fast.reduction in points
+    assert table.operations[0] == pytest.approx(points[fast.reduction])
+    assert table.kl[0] == table.kl.min()
+
+
+def test_card_tells_all():
+    chosen = {
+        "keep_ratio": 0.7,
+        "merge": "8",
+        "input_size": "own",
+        "operations": 2.345,
+        "n": 30,
+        "same": 0.9,
+        "kl": 0.1,
+    }
+    levers = {key: [chosen[key]] for key in ("keep_ratio", "merge", "input_size")}
+    measured = {"guide": ["student"], "median_s": [0.25], "images_per_s": [128.0], "speedup": [1.9], "limit": [2.3]}
+    cost = pd.DataFrame({**levers, **measured, "batch_size": [32], "device": ["cpu"]})
+    accuracy = pd.DataFrame(
+        {**levers, "n": [500], "correct": [390], "top1": [0.78], "ci_low": [0.74], "ci_high": [0.81]}
+    )
+    card = model_card("some_vit", chosen, cost, accuracy, "vitsal accelerate --speed-up 2.3")
+    for told in ("# some_vit, 2.35 times fewer", "keep ratio 0.7; merge 8; input size own", "on 30 images", "90.0%",
+                 "| 0.7 | 8 | own | 500 | 390 | 0.78 | 0.74 | 0.81 |", "`vitsal accelerate --speed-up 2.3`",
+                 "| 32 | student | 0.7 | 8 | own | 0.25 | 128 | 1.9 | 2.3 | cpu |"):  # fmt: skip
+        assert told in card
+    assert "not tried on labelled images" in model_card("some_vit", chosen, cost, None, "")

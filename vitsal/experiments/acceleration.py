@@ -1,0 +1,191 @@
+"""Making a target so many times cheaper: of all ways that its levers allow, the one that changes its answers least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pandas as pd
+from torch import nn
+from tqdm import tqdm
+
+from vitsal.analysis.cost import example_images, gflop_per_image, pipeline_cost
+from vitsal.data.images import Batch, LabelledImages
+from vitsal.errors import UserError
+from vitsal.experiments.evaluation import drop_curve
+from vitsal.experiments.outcomes import summarize
+from vitsal.guides.accelerated import AcceleratedViT
+from vitsal.guides.adapters import StudentGuide
+from vitsal.guides.factory import Guide
+from vitsal.reduction.reduction import Reduction
+from vitsal.students.student import Student
+from vitsal.tuning.answers import check_answering, judge_answers
+from vitsal.tuning.lessons import merge_counts, smaller_sizes
+
+RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14)  # of the patches along each side
+MERGED = (0.15, 0.2, 0.31, 0.5, 0.65, 0.8, 1.0)  # of the tokens that blocks share out: 2 to 16 of 196 in 12 blocks
+DECREASING = 2  # the largest of these counts, also with a schedule that decreases
+SLACK = 0.06  # by how much a point may be cheaper than was asked
+CARD = """---
+library_name: vitsal
+---
+# {name}, {operations:.2f} times fewer operations
+
+{levers}. Load it, and classify an image:
+
+```python
+import vitsal as vs
+from PIL import Image
+
+fast = vs.AcceleratedViT.from_pretrained("FOLDER")
+images = fast.transform(Image.open("cat.jpg").convert("RGB"))[None]
+print(vs.models.top_classes(fast(images)[0], vs.models.class_names(fast.target)))
+```
+
+Of all ways to be so many times cheaper it was chosen, without labels, as the one whose answers are nearest to those of
+the target on whole images: on {n} images the likeliest class is the same for {same:.1%} of them.
+
+{right}
+
+Time, the guide's included, against the untouched target in the same process (speedup, and its limit by operations):
+
+{times}
+
+Made by `{command}`.
+
+Mind: operations are not time. At batch 1, or with a small target on a fast GPU, launching kernels may cost more than
+is saved: see the table, and measure on your machine. Accuracy is that of the images above: other kinds of images, or
+several objects in one, may lose more.
+"""
+
+
+def all_reductions(target: nn.Module, guided: bool) -> list[Reduction]:
+    """Every way to reduce a target that is tried: keep ratios (where there is a guide), merging and input sizes."""
+    counts = [str(count) for count in merge_counts(target, MERGED)]
+    merges = ["0", *counts, *(f"{count}-" for count in counts[-DECREASING:])]
+    sizes = [None, *smaller_sizes(target, SIDES)]
+    return [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], merges, sizes)]
+
+
+def operating_points(
+    target: nn.Module, guide: Guide | None, speed_up: float, *, progress: bool = True
+) -> dict[Reduction, float]:
+    """The reductions that make a target `speed_up` times cheaper, and hardly more: reduction -> by how many times.
+
+    Operations are counted (`vitsal.analysis.gflop_per_image`), the guide's among them.
+
+    Returns:
+        The one that comes nearest from above, and those that are up to 6 % cheaper than it.
+
+    Raises:
+        UserError: no reduction comes so far.
+    """
+    image, found = example_images(target, 1), {}
+    whole = gflop_per_image(partial(target, image), 1)
+    tried = all_reductions(target, guide is not None)
+    for reduction in tqdm(tried, desc="operations", mininterval=1, disable=not progress):
+        fast = AcceleratedViT(target, guide, reduction)
+        found[reduction] = whole / gflop_per_image(partial(fast, image), 1)
+    reached = {reduction: times for reduction, times in found.items() if times >= speed_up}
+    if not reached:
+        name, most = target.pretrained_cfg["architecture"], max(found.values())
+        raise UserError(
+            f"Nothing that is tried makes {name} {speed_up:g} times cheaper: by count of operations, the guide's among "
+            f"them, {most:.1f} times is the most. Choose a smaller speed-up."
+        )
+    most = (1 + SLACK) * min(reached.values())
+    return {reduction: times for reduction, times in reached.items() if times <= most}
+
+
+def choose_reduction(
+    target: nn.Module,
+    guide: Guide | None,
+    points: Mapping[Reduction, float],
+    batches: Iterable[Batch],
+) -> pd.DataFrame:
+    """Compare operating points by the target's own answers, without labels; the best comes first.
+
+    Args:
+        batches: images to choose on; report on others.
+
+    Returns:
+        One row per reduction, the least divergence first: its columns, `operations`, by how many times fewer, `n`
+        images, the share of them whose likeliest class is the `same`, and the mean divergence `kl` in nats, of the
+        answers on reduced images from those on whole ones.
+    """
+    asked = [("guide" if reduction.guided else None, reduction) for reduction in points]
+    guides = {} if guide is None else {"guide": guide}
+    same, kl = judge_answers(target, {"target": target}, asked, guides, batches)["target"]
+    table = pd.DataFrame([{**reduction.columns, "operations": times} for reduction, times in points.items()])
+    told = {"n": same.shape[1], "same": same.mean(dim=1).tolist(), "kl": kl.mean(dim=1).tolist()}
+    return table.assign(**told).sort_values("kl", ignore_index=True)
+
+
+def accelerate(
+    target: nn.Module, student: Student | None, batches: Iterable[Batch], speed_up: float
+) -> tuple[AcceleratedViT, pd.DataFrame]:
+    """One module of target and student that is so many times cheaper, and changes the target's answers least.
+
+    Returns:
+        The module, and the table of all `operating_points` that it was chosen from (`choose_reduction`).
+
+    Raises:
+        UserError: see there; a target without a classifier, or in training mode.
+    """
+    check_answering(target)
+    guide = None if student is None else StudentGuide(student, target)
+    table = choose_reduction(target, guide, operating_points(target, guide, speed_up), batches)
+    best = Reduction.from_columns(*table.loc[0, list(Reduction().columns)])
+    return AcceleratedViT(target, student, best), table
+
+
+def accelerated_cost(fast: AcceleratedViT, batch_sizes: Sequence[int] = (1, 32)) -> pd.DataFrame:
+    """`vitsal.pipeline_cost` of an accelerated model against its untouched target, at several batch sizes."""
+    guides = {"student": fast.guide}
+    tables = [pipeline_cost(fast.target, guides, [fast.reduction], batch_size=size) for size in batch_sizes]
+    return pd.concat(tables, ignore_index=True)
+
+
+def accelerated_accuracy(fast: AcceleratedViT, dataset: LabelledImages, name: str, **given: Any) -> pd.DataFrame:
+    """`vitsal.summarize` of the target, called `name`, as it is and accelerated; the journal is kept in `runs`.
+
+    `given`: limit, batch_size and num_workers, as `vitsal.drop_curve` has them.
+    """
+    reductions = [Reduction(), fast.reduction]
+    return summarize(
+        drop_curve(fast.target, {"student": fast.guide}, dataset, reductions, folder="runs", **given), name
+    )
+
+
+def model_card(
+    name: str, chosen: Mapping[str, Any], cost: pd.DataFrame, accuracy: pd.DataFrame | None, command: str
+) -> str:
+    """What a folder's README.md says of an accelerated ViT: how it was made, what it costs, how often it is right.
+
+    Args:
+        name: the target's.
+        chosen: its row of `choose_reduction`.
+        cost: `vitsal.pipeline_cost`, at several batch sizes one below the other.
+        accuracy: `vitsal.summarize` on other images; None where none were given.
+        command: that made it.
+    """
+    told = {key: value for key, value in chosen.items() if key not in ("n", "same", "kl", "operations")}
+    times = cost[["batch_size", "guide", *told, "median_s", "images_per_s", "speedup", "limit", "device"]]
+    right = "It was not tried on labelled images."
+    if accuracy is not None:
+        right = "On images that it was not chosen on:\n\n" + _markdown(
+            accuracy[[*told, "n", "correct", "top1", "ci_low", "ci_high"]]
+        )
+    levers = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items())
+    counted = {key: chosen[key] for key in ("operations", "n", "same")}
+    return CARD.format(name=name, levers=levers, times=_markdown(times), right=right, command=command, **counted)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown has it."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
