@@ -1,5 +1,7 @@
 """Names of classes come from the model, from ImageNet, or are numbers."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -30,3 +32,10 @@ def test_top_classes_by_hand():
     assert [p.probability for p in top] == pytest.approx([0.6, 0.3])
     assert str(Prediction(1, "b", 0.6)) == "b (60 %)"
     assert len(top_classes(logits, ["a", "b", "c"], count=9)) == 3
+
+
+def test_top_classes_of_logits_that_have_a_gradient():
+    """As a model gives them outside `no_grad`: torch warns where such a number is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert top_classes(torch.tensor([0.0, 2.0], requires_grad=True), ["a", "b"], 1)[0].name == "b"

@@ -42,6 +42,6 @@ def _imagenet_names(subset: str) -> tuple[str, ...]:
 
 def top_classes(logits: Tensor, names: list[str], count: int = 5) -> list[Prediction]:
     """The likeliest classes of one image, likeliest first: (classes,) -> `count` of them, or all there are."""
-    probabilities = logits.softmax(dim=0)
+    probabilities = logits.detach().softmax(dim=0)
     likeliest = probabilities.topk(min(count, len(names))).indices.tolist()
     return [Prediction(index, names[index], float(probabilities[index])) for index in likeliest]
