@@ -156,6 +156,7 @@ def test_table_of_smaller_images():
         assert line in README
 
 
+@pytest.mark.slow
 def test_table_of_levers():
     for line in levers_rows():
         assert line in README

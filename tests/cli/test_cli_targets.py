@@ -93,7 +93,11 @@ def test_accelerated_model_from_its_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"speed_up": 100}, "Nothing that is tried makes vitsal_digits_guide 100 times cheaper"),
+        pytest.param(
+            {"speed_up": 100},
+            "Nothing that is tried makes vitsal_digits_guide 100 times cheaper",
+            marks=pytest.mark.slow,
+        ),
         ({"speed_up": 0}, r"The speed-up must lie in \(1, 1000\]; got 0"),
         ({"student": "none"}, "'none' is no student"),
         ({"data": "gone"}, "There is no data at 'gone'"),

@@ -43,6 +43,7 @@ def few(monkeypatch):
         monkeypatch.setattr(acceleration, name, values)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_points_are_counted_with_their_guide(tiny_vit, monkeypatch):
     guide = StudentGuide(randomise(Student(grid_size=(4, 4), width=8).eval()), tiny_vit)
@@ -83,6 +84,7 @@ def test_the_one_that_changes_answers_least_comes_first(tiny_vit):
         assert (row.n, row.operations) == (5, points[reduction])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_accelerate_takes_the_first_of_all_points(tiny_vit):
     student = randomise(Student(grid_size=(4, 4), width=4).eval())

@@ -119,6 +119,7 @@ def test_output_is_a_checkpoint_and_a_small_difference(tiny_vit, folder, images,
     assert set(report.n) == {3}  # a tenth of 24, rounded up
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_equal_weights(tiny_vit, folder, tmp_path, monkeypatch):
     """A kill in the middle of the third part of two steps: what it had begun is done again."""
     monkeypatch.setattr(tolerance, "PART", 2)
