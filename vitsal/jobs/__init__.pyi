@@ -24,3 +24,4 @@ from .processes import (
     make_accelerator as make_accelerator,
     same_on_all as same_on_all,
 )
+from .tensors import DamagedError as DamagedError, read_tensors as read_tensors, write_tensors as write_tensors

@@ -13,14 +13,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -29,7 +26,8 @@ from vitsal.data.images import Batch, LabelledImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.jobs.files import check_folder, read_json, write_whole
-from vitsal.jobs.identity import describe, question_hash, refuse_other, tensors_checksum
+from vitsal.jobs.identity import describe, question_hash, refuse_other
+from vitsal.jobs.tensors import DamagedError, read_tensors, write_tensors
 from vitsal.models.pixels import denormalize, downsample
 from vitsal.models.tokens import grid_size
 from vitsal.students.views import random_views, warp
@@ -206,35 +204,25 @@ def _with_mean_one(maps: Tensor, names: Sequence[str]) -> Tensor:
     return maps / maps.mean(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-class _DamagedError(Exception):
-    """What a shard is that cannot be used."""
-
-
 def write_shard(folder: Path, shard: Shard) -> None:
     """Write a shard into its file, as `CachedMaps` reads it."""
     metadata = {name: str(value) for name, value in shard.claim._asdict().items()}
     metadata["skipped"] = json.dumps(shard.skipped)
-    tensors = {"images": shard.images, "maps": shard.maps}
-    metadata["checksum"] = tensors_checksum(tensors, metadata)
-    write_whole(folder / shard.claim.file, partial(save_file, tensors, metadata=metadata))
+    write_tensors(folder / shard.claim.file, {"images": shard.images, "maps": shard.maps}, metadata)
 
 
 def _read_shard(path: Path, claim: Claim | None = None) -> Shard:
-    """Read a shard, its tensors memory-mapped: what is not used is not kept; or say in a _DamagedError why not."""
+    """Read a shard, its tensors memory-mapped: what is not used is not kept; or say in a DamagedError why not."""
     if not path.is_file():
-        raise _DamagedError("missing")
+        raise DamagedError("missing")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in ("images", "maps")}
-        if metadata.pop("checksum") != tensors_checksum(tensors, metadata):
-            raise _DamagedError("damaged")
+        tensors, metadata = read_tensors(path)
         said = Claim(metadata["maps"], *(int(metadata[part]) for part in ("view", "first", "total")))
-        shard = Shard(said, skipped=json.loads(metadata["skipped"]), **tensors)
-    except (SafetensorError, OSError, LookupError, AttributeError, ValueError, RuntimeError) as error:
-        raise _DamagedError("damaged") from error
+        shard = Shard(said, tensors["images"], tensors["maps"], json.loads(metadata["skipped"]))
+    except (DamagedError, LookupError, ValueError) as error:
+        raise DamagedError("damaged") from error
     if claim and said != claim:
-        raise _DamagedError("a part of other maps")
+        raise DamagedError("a part of other maps")
     return shard
 
 
@@ -243,7 +231,7 @@ def _read_or_warn(folder: Path, claim: Claim) -> Shard | None:
     path = folder / claim.file
     try:
         return _read_shard(path, claim) if path.exists() else None
-    except _DamagedError as damage:
+    except DamagedError as damage:
         warnings.warn(f"{path} is {damage} and is computed again.", stacklevel=3)
         return None
 
@@ -257,11 +245,11 @@ def _read_all(folder: Path) -> Iterator[Shard]:
     try:
         first = _read_shard(path)
         if first.claim.maps != question_hash(about):
-            raise _DamagedError(f"a part of other maps than {SETTINGS} there says")
+            raise DamagedError(f"a part of other maps than {SETTINGS} there says")
         for claim in _claims(about, first.claim.total):
             path = folder / claim.file
             yield first if claim == first.claim else _read_shard(path, claim)
-    except _DamagedError as damage:
+    except DamagedError as damage:
         raise UserError(f"{path} is {damage}: cache the maps again, which computes it alone.") from damage
 
 

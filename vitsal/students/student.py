@@ -14,15 +14,14 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from torch import Tensor, nn
 
 from vitsal.choices import CELL
 from vitsal.errors import UserError
 from vitsal.jobs.files import locked, read_json
-from vitsal.jobs.identity import tensors_checksum, weights_fingerprint
+from vitsal.jobs.identity import weights_fingerprint
+from vitsal.jobs.tensors import DamagedError, read_tensors, write_tensors
 from vitsal.students.networks import OWN, check_known, make_backbone, make_network
 
 LARGEST = {"grid_size": 256, "input_size": 1024, "width": 1024}  # what a config.json may ask memory for
@@ -115,8 +114,7 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What the mixin calls; its own would not write a checksum."""
-        weights = {name: values.detach().cpu().clone() for name, values in self.state_dict().items()}
-        save_file(weights, save_directory / WEIGHTS, {"format": "pt", "checksum": tensors_checksum(weights)})
+        write_tensors(save_directory / WEIGHTS, self.state_dict())
 
     @classmethod
     def _load_as_safetensor(cls, model: Student, model_file: str, *options: Any) -> Student:
@@ -133,14 +131,9 @@ class Student(nn.Module, PyTorchModelHubMixin, library_name="vitsal", model_card
 def _read_weights(path: str) -> dict[str, Tensor]:
     """Weights that fit their file's checksum; older files have none."""
     try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            promised = (file.metadata() or {}).get("checksum")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, or not there: {error}") from error
-    if promised and promised != tensors_checksum(weights):
-        raise UserError(f"{path} is damaged")
-    return weights
+        return read_tensors(path, unsigned=True)[0]
+    except DamagedError as damage:
+        raise UserError(f"{path} is damaged, or not there: {damage}") from damage
 
 
 def _whole(what: str, numbers: Sequence[int]) -> tuple[int, ...]:

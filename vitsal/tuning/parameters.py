@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from vitsal.choices import TUNABLE
 from vitsal.errors import UserError, check_file, first_few, quoted
-from vitsal.jobs.files import write_whole
-from vitsal.jobs.identity import tensors_checksum, weights_fingerprint
+from vitsal.jobs.identity import weights_fingerprint
+from vitsal.jobs.tensors import DamagedError, read_tensors, write_tensors
 
 HEAD = ("head.", "head_dist.")  # the classifier: what answers mean is not up for tuning
 
@@ -46,9 +43,8 @@ def tunable_twin(model: nn.Module, names: Iterable[str]) -> nn.Module:
 def save_difference(model: nn.Module, tuned: nn.Module, path: str | Path) -> None:
     """Write the tensors in which a tuned model differs from `model`, and of which weights they are a tuning."""
     before = model.state_dict()
-    own = {name: value.cpu() for name, value in tuned.state_dict().items() if not value.equal(before[name])}
-    about = {"format": "pt", "of": weights_fingerprint(model), "checksum": tensors_checksum(own)}
-    write_whole(path, partial(save_file, own, metadata=about))
+    own = {name: value for name, value in tuned.state_dict().items() if not value.equal(before[name])}
+    write_tensors(path, own, {"of": weights_fingerprint(model)})
 
 
 def load_difference(model: nn.Module, path: str | Path) -> nn.Module:
@@ -59,15 +55,13 @@ def load_difference(model: nn.Module, path: str | Path) -> nn.Module:
     """
     check_file("file of differences", path)
     try:
-        with safe_open(path, "pt") as file:
-            about, own = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no file of differences: {error}") from error
-    if about.get("checksum") != tensors_checksum(own):
-        raise UserError(f"{path} is no file of differences, or a damaged one: its checksum does not fit.")
-    if about["of"] != (found := weights_fingerprint(model)):
+        own, about = read_tensors(path)
+    except DamagedError as damage:
+        raise UserError(f"{path} is no file of differences, or a damaged one: {damage}.") from damage
+    if about.get("of") != (found := weights_fingerprint(model)):
         raise UserError(
-            f"{path} tunes other weights ({about['of']}) than these ({found}): load it onto the target that was tuned."
+            f"{path} tunes other weights ({about.get('of')}) than these ({found}): load it onto the target that was "
+            f"tuned."
         )
     twin = tunable_twin(model, own)
     twin.load_state_dict(own, strict=False)

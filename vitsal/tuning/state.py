@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from vitsal.errors import UserError
 from vitsal.jobs.files import write_whole
-from vitsal.jobs.identity import refuse_other, tensors_checksum
+from vitsal.jobs.identity import refuse_other
+from vitsal.jobs.tensors import DamagedError, read_tensors, write_tensors
 
 STATE, HISTORY = "state.safetensors", "history.csv"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
@@ -32,10 +31,8 @@ class TuningState:
 
     def save(self, tuned: nn.Module, optimizer: AdamW, history: list[dict[str, Any]]) -> None:
         """Keep the state after the last step of `history`, which is written for people too."""
-        tensors = {name: values.detach().cpu() for name, values in _parts(tuned, optimizer).items()}
         about = {"about": json.dumps(self.about), "history": json.dumps(history)}
-        about["checksum"] = tensors_checksum(tensors, about)
-        write_whole(self.folder / STATE, partial(save_file, tensors, metadata=about))
+        write_tensors(self.folder / STATE, _parts(tuned, optimizer), about)
         self._write_history(history)
 
     def load(self, tuned: nn.Module, optimizer: AdamW) -> list[dict[str, Any]]:
@@ -48,15 +45,10 @@ class TuningState:
         if not path.exists():
             return []
         try:
-            with safe_open(path, "pt") as file:
-                said = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            whole = said.pop("checksum") == tensors_checksum(tensors, said)
+            tensors, said = read_tensors(path)
             about, history = json.loads(said["about"]), json.loads(said["history"])
-        except (SafetensorError, OSError, LookupError, AttributeError, ValueError) as error:
+        except (DamagedError, LookupError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}). {advice}") from error
-        if not whole:
-            raise UserError(f"{path} is damaged. {advice}")
         what = f"{self.folder} holds another tuning"
         refuse_other(about, self.about, what, "Name another output, or remove it.")
         for name, values in _own(tuned).items():
