@@ -40,7 +40,7 @@ NAMES = {
     "student convnet": "convnet, taught rollout",
     "student transformer": "transformer, taught rollout",
     "student convnet-grad": "convnet, taught gradient rollout",
-    "flow": "own flow",
+    "flow": "own flow (max, 0.9)",
 }
 AGAINST_CENTER = ("student position", "student convnet", "student transformer", "student convnet-grad", "rollout")
 ASKED = ("deletion", "insertion", "ROAD", "correlation")

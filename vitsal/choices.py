@@ -133,6 +133,8 @@ class TuningSettings:
                 check_whole(name, value, 1, LARGEST_COUNT)
         for ratio in self.keep_ratios:
             check_number("keep ratio", ratio, 0, 1, open_end="low")
+        if len(self.keep_ratios) != 2 or self.keep_ratios[0] > self.keep_ratios[1]:
+            raise UserError(f"Keep ratios of lessons are two, the lowest and the highest; got {self.keep_ratios}.")
         for share in self.shares:
             check_number("share of lessons", share, 0, math.inf, open_end="high")
         if len(self.shares) != 3 or not sum(self.shares):

@@ -13,7 +13,7 @@ from vitsal.models.sizes import resized
 from vitsal.reduction.drop import forward_kept, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import merge_tokens
-from vitsal.reduction.reduction import Reduction, as_reduction, forward_reduced
+from vitsal.reduction.reduction import Reduction, as_reduction, forward_each, forward_reduced
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,23 @@ def test_each_lever_matters_and_a_batch_equals_its_single_images(target, scenes,
     logits = fast(scenes)
     assert (logits - target(scenes)).abs().max() > 0.05
     assert_close(torch.cat([fast(scene[None]) for scene in scenes]), logits, 1e-4)
+
+
+@torch.no_grad()
+def test_several_at_once_are_each_alone_in_the_order_asked(target, scenes):
+    saliency = torch.rand(3, 14, 14, generator=torch.Generator().manual_seed(1))
+    asked = [
+        (Reduction(0.3, "0", (80, 80)), saliency),
+        (Reduction(), None),
+        (Reduction(0.3, "2"), saliency),
+        (Reduction(merge="3", input_size=(80, 80)), None),
+    ]
+    sizes = [None, (80, 80)]
+    answers = forward_each({size: resized(target, size) for size in sizes}, scenes, asked)
+    for logits, (reduction, chosen) in zip(answers, asked, strict=True):
+        size = reduction.input_size
+        small = scenes if size is None else F.interpolate(scenes, size, mode="bicubic", antialias=True)
+        assert_close(logits, forward_reduced(resized(target, size), small, reduction, chosen))
 
 
 def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):

@@ -132,17 +132,9 @@ def parse_levers(keep: str, merge: str, input_size: str | None) -> list[tuple[fl
     return list(product(parse_ratios(keep), schedules, parse_input_sizes(input_size)))
 
 
-def parse_range(text: str) -> tuple[float, float]:
-    """Read a lowest and a highest keep ratio, such as "0.12,0.6"; UserError for anything else."""
-    ratios = [check_number("keep ratio", parse_value(part), 0, 1, open_end="low") for part in text.split(",")]
-    if len(ratios) != 2 or ratios[0] > ratios[1]:
-        raise UserError(f"Give a lowest and a highest keep ratio, such as 0.12,0.6; got {quoted(text)}.")
-    return ratios[0], ratios[1]
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """Read shares of lessons, such as "0.7,0.15,0.15"; UserError for what are no numbers."""
-    return tuple(check_number("share", parse_value(part), 0, 1e30, open_end="high") for part in text.split(","))
+def parse_values(text: str) -> tuple[Any, ...]:
+    """Read values such as "0.7,0.15,0.15" (`parse_value`); whoever takes them checks them."""
+    return tuple(parse_value(part) for part in text.split(","))
 
 
 def parse_counts(text: str) -> list[int]:

@@ -69,8 +69,8 @@ def tune_target(
     options.taken_options(names, student=student)
     settings = TuningSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, whole=whole, limit=limit, seed=seed,
-        parameters=tuple(pattern.strip() for pattern in parameters.split(",")), shares=options.parse_shares(shares),
-        keep_ratios=options.parse_range(keep), merges=merge and tuple(part.strip() for part in merge.split(",")),
+        parameters=tuple(pattern.strip() for pattern in parameters.split(",")), shares=options.parse_values(shares),
+        keep_ratios=options.parse_values(keep), merges=merge and tuple(part.strip() for part in merge.split(",")),
         sizes=input_size and tuple(options.parse_input_sizes(input_size)),
     )  # fmt: skip
     places = [options.data_path(source) for source in data]

@@ -8,10 +8,11 @@ from itertools import product
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 from tqdm import tqdm
 
-from vitsal.analysis.cost import example_images, gflop_per_image, pipeline_cost
+from vitsal.analysis.cost import count_operations, example_images, pipeline_cost
 from vitsal.data.images import Batch, LabelledImages
 from vitsal.errors import UserError
 from vitsal.experiments.evaluation import drop_curve
@@ -19,7 +20,10 @@ from vitsal.experiments.outcomes import summarize
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.factory import Guide
-from vitsal.reduction.reduction import Reduction
+from vitsal.models.pixels import resize
+from vitsal.models.sizes import resized
+from vitsal.models.tokens import grid_size
+from vitsal.reduction.reduction import Reduction, forward_reduced
 from vitsal.students.student import Student
 from vitsal.tuning.answers import check_answering, judge_answers
 from vitsal.tuning.lessons import merge_counts, smaller_sizes
@@ -75,7 +79,7 @@ def operating_points(
 ) -> dict[Reduction, float]:
     """The reductions that make a target `speed_up` times cheaper, and hardly more: reduction -> by how many times.
 
-    Operations are counted (`vitsal.analysis.gflop_per_image`), the guide's among them.
+    Operations are counted (`vitsal.analysis.count_operations`), the guide's among them.
 
     Returns:
         The one that comes nearest from above, and those that are up to 6 % cheaper than it.
@@ -83,12 +87,15 @@ def operating_points(
     Raises:
         UserError: no reduction comes so far.
     """
-    image, found = example_images(target, 1), {}
-    whole = gflop_per_image(partial(target, image), 1)
-    tried = all_reductions(target, guide is not None)
+    image, tried, found = example_images(target, 1), all_reductions(target, guide is not None), {}
+    saliency = torch.zeros(1, *grid_size(target), device=image.device)
+    twins = {size: resized(target, size) for size in {reduction.input_size for reduction in tried}}
+    whole = count_operations(partial(target, image))
+    choosing = 0 if guide is None else count_operations(partial(guide, image))
     for reduction in tqdm(tried, desc="operations", mininterval=1, disable=not progress):
-        fast = AcceleratedViT(target, guide, reduction)
-        found[reduction] = whole / gflop_per_image(partial(fast, image), 1)
+        size = reduction.input_size
+        run = partial(forward_reduced, twins[size], resize(image, size), reduction, saliency)
+        found[reduction] = whole / (count_operations(run) + choosing * reduction.guided)
     reached = {reduction: times for reduction, times in found.items() if times >= speed_up}
     if not reached:
         name, most = target.pretrained_cfg["architecture"], max(found.values())

@@ -22,10 +22,8 @@ from vitsal.experiments.schedule import Part, Schedule
 from vitsal.guides.factory import Guide
 from vitsal.jobs.memory import Halving
 from vitsal.jobs.processes import make_accelerator, same_on_all
-from vitsal.models.pixels import resize
 from vitsal.models.tokens import grid_size
-from vitsal.reduction.drop import embed_once
-from vitsal.reduction.reduction import Reduction, forward_reduced
+from vitsal.reduction.reduction import Reduction, forward_each
 
 
 def drop_curve(
@@ -141,15 +139,9 @@ class _Work:
             UserError: logits that are not finite, or a guide whose map is not on the target's grid.
         """
         saliency = {guide_id: self._ask(guide_id, images) for guide_id in sorted({guide_id for guide_id, _ in cells})}
-        reductions = {cell: self.question.by_code[cell[1]] for cell in cells}
-        predictions: dict[Cell, Tensor] = {}
-        for size in dict.fromkeys(reduction.input_size for reduction in reductions.values()):
-            target, seen = self.question.targets[size], resize(images, size)
-            with embed_once(target, seen):
-                for cell in (cell for cell, reduction in reductions.items() if reduction.input_size == size):
-                    logits = forward_reduced(target, seen, reductions[cell], saliency[cell[0]])
-                    predictions[cell] = _check_finite(logits).argmax(dim=1)
-        return torch.stack([predictions[cell] for cell in cells], dim=1)
+        asked = [(self.question.by_code[code], saliency[guide_id]) for guide_id, code in cells]
+        answers = forward_each(self.question.targets, images, asked)
+        return torch.stack([_check_finite(logits).argmax(dim=1) for logits in answers], dim=1)
 
     def _ask(self, guide_id: str, images: Tensor) -> Tensor | None:
         """The map of a guide, which must be on the target's grid: (B, 3, H, W) -> (B, gh, gw); None of any guide."""

@@ -52,7 +52,8 @@ def attention_flow(
     num_images, num_tokens = start.shape
     patches = range(num_prefix_tokens, num_tokens)
     flow = torch.zeros(num_images, len(patches))
-    with tqdm(total=flow.numel(), desc="attention flow", unit="patch", mininterval=1, delay=2, leave=False) as bar:
+    told = {"desc": "attention flow", "unit": "patch", "mininterval": 1, "delay": 2}
+    with tqdm(total=flow.numel(), leave=False, position=0, **told) as bar:  # in the line of a bar around it
         for image in range(num_images):
             graph = flow_graph([attention[image] for attention in kept], start[image])
             source = graph.shape[0] - 1

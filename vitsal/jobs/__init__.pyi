@@ -20,6 +20,7 @@ from .memory import Halving as Halving
 from .paths import check_output as check_output, check_output_folder as check_output_folder
 from .processes import (
     alone_in as alone_in,
+    check_split as check_split,
     computed_precision as computed_precision,
     make_accelerator as make_accelerator,
     same_on_all as same_on_all,

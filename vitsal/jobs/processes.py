@@ -46,6 +46,16 @@ def same_on_all(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def check_split(batch_size: int, accelerator: Accelerator, accumulate: int = 1) -> None:
+    """Raise UserError unless a batch falls into equal shares for all processes, taken in so many parts."""
+    shares = accumulate * accelerator.num_processes
+    if batch_size % shares:
+        raise UserError(
+            f"A batch of {batch_size} images cannot be split evenly into {accumulate} parts on "
+            f"{accelerator.num_processes} processes; choose a multiple of {shares}."
+        )
+
+
 @contextmanager
 def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold a folder, in which the main process writes; a second training there is refused, on each process."""

@@ -25,6 +25,7 @@ from .reduction import (
     Shown as Shown,
     as_reduction as as_reduction,
     check_reduction as check_reduction,
+    forward_each as forward_each,
     forward_reduced as forward_reduced,
     reduced as reduced,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vitsal.errors import UserError, check_number
-from vitsal.models.pixels import fit_grid
+from vitsal.models.pixels import fit_grid, resize
 from vitsal.models.tokens import grid_size
-from vitsal.reduction.drop import keep_patches
+from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import Merged, merge_tokens
 
@@ -140,3 +140,22 @@ def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, sali
     """Logits of `model` on images (B, 3, H, W), patches dropped and tokens merged as `reduction` says (`reduced`)."""
     with reduced(model, images, reduction, saliency):
         return model(images)
+
+
+def forward_each(
+    models: Mapping[tuple[int, int] | None, nn.Module],
+    images: Tensor,
+    asked: Sequence[tuple[Reduction, Tensor | None]],
+) -> list[Tensor]:
+    """Logits on images (B, 3, H, W) under each of several reductions, with the saliency (B, gh, gw) that each needs.
+
+    `models` are one model's twins by input size (`vitsal.models.resized`); each resizes and embeds images only once.
+    """
+    found: dict[int, Tensor] = {}
+    for size in dict.fromkeys(reduction.input_size for reduction, _ in asked):
+        seen = resize(images, size)
+        with embed_once(models[size], seen):
+            for number, (reduction, saliency) in enumerate(asked):
+                if reduction.input_size == size:
+                    found[number] = forward_reduced(models[size], seen, reduction, saliency)
+    return [found[number] for number in range(len(asked))]

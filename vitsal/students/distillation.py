@@ -22,7 +22,7 @@ from vitsal.choices import TrainingSettings
 from vitsal.data.images import LabelledImages
 from vitsal.errors import UserError
 from vitsal.jobs.identity import question_hash, seed_of
-from vitsal.jobs.processes import alone_in, make_accelerator
+from vitsal.jobs.processes import alone_in, check_split, make_accelerator
 from vitsal.models.pixels import downsample
 from vitsal.students.checkpoints import Checkpoints
 from vitsal.students.fidelity import measure_fidelity
@@ -239,9 +239,4 @@ def _check(student: Student, train: CachedMaps, recipe: TrainingSettings, accele
             f"The student's grid is {student.grid_size}, the teacher's maps are {train.grid_size}: make the "
             f"student for the grid of its teacher."
         )
-    parts, size = recipe.accumulate * accelerator.num_processes, min(recipe.batch_size, len(train))
-    if size % parts:
-        raise UserError(
-            f"A batch of {size} images cannot be split evenly into {recipe.accumulate} parts on "
-            f"{accelerator.num_processes} processes; choose a multiple of {parts}."
-        )
+    check_split(min(recipe.batch_size, len(train)), accelerator, recipe.accumulate)

@@ -14,9 +14,8 @@ from vitsal.data.images import Batch
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.factory import Guide
-from vitsal.models.pixels import resize
 from vitsal.models.sizes import resized
-from vitsal.reduction.reduction import Reduction, forward_reduced
+from vitsal.reduction.reduction import Reduction, forward_each
 from vitsal.tuning.lessons import Lessons
 
 RATIOS = (0.5, 0.2)
@@ -77,13 +76,17 @@ def judge_answers(
     """
     check_answering(target)
     device, skipped, found = next(target.parameters()).device, {}, {name: [] for name in models}
+    sizes = {reduction.input_size for _, reduction in asked}
+    twins = {name: {size: resized(model, size) for size in sizes} for name, model in models.items()}
     for batch in batches:
         skipped |= batch.skipped
         if batch.names:
             images = batch.images.to(device)
             wanted, maps = target(images), {name: guide(images) for name, guide in guides.items()}
-            for name, model in models.items():
-                found[name].append(_judge(model, images, wanted, maps, asked).cpu())
+            shown = [(reduction, maps.get(guide)) for guide, reduction in asked]
+            for name in models:
+                answers = forward_each(twins[name], images, shown)
+                found[name].append(torch.stack([_judge(logits, wanted) for logits in answers], dim=1).cpu())
     if not all(found.values()):
         raise UserError(f"None of {len(skipped)} images could be read, so there are no answers to compare.")
     warn_of_skipped(skipped)
@@ -98,14 +101,6 @@ def check_answering(target: nn.Module) -> None:
         raise UserError("The target is in training mode, and answers at random: call its eval() first.")
 
 
-def _judge(
-    model: nn.Module, images: Tensor, wanted: Tensor, maps: Mapping[str, Tensor], asked: Sequence[Asked]
-) -> Tensor:
-    """The same for one batch: (2, asked, B)."""
-    told = []
-    for guide, reduction in asked:
-        size = reduction.input_size
-        answers = forward_reduced(resized(model, size), resize(images, size), reduction, maps.get(guide))
-        same = answers.argmax(dim=1) == wanted.argmax(dim=1)
-        told.append(torch.stack([same.float(), divergence(answers, wanted)]))
-    return torch.stack(told, dim=1)
+def _judge(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Whether the likeliest class is the one that is wanted, and the divergence: (B, classes) twice -> (2, B)."""
+    return torch.stack([(logits.argmax(dim=1) == wanted.argmax(dim=1)).float(), divergence(logits, wanted)])

@@ -25,7 +25,7 @@ from vitsal.errors import UserError
 from vitsal.guides.factory import Guide
 from vitsal.jobs.files import check_own_folder, write_whole
 from vitsal.jobs.identity import describe, seed_of
-from vitsal.jobs.processes import alone_in, computed_precision, make_accelerator
+from vitsal.jobs.processes import alone_in, check_split, computed_precision, make_accelerator
 from vitsal.models.pixels import resize
 from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size
@@ -128,12 +128,7 @@ class _Tuning:
         self._check()
 
     def _check(self) -> None:
-        processes = self.accelerator.num_processes
-        if self.batch_size % processes:
-            raise UserError(
-                f"A batch of {self.batch_size} images cannot be split evenly over {processes} processes; choose a "
-                f"multiple of {processes}."
-            )
+        check_split(self.batch_size, self.accelerator)
         if self.accelerator.mixed_precision == "fp16":
             raise UserError("A target is tuned in full precision or bf16: fp16 loses small gradients. Choose bf16.")
 
