@@ -11,7 +11,7 @@ from vitsal.errors import UserError
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.reduction.reduction import Reduction
-from vitsal.tuning.answers import check_answering, compare_answers, divergence, judge_answers
+from vitsal.tuning.answers import check_answering, compare_answers, divergence, judge_answers, logit_distance
 from vitsal.tuning.lessons import Lessons
 from vitsal.tuning.parameters import tunable_twin
 
@@ -21,6 +21,12 @@ def test_divergence_by_hand():
     wanted, given = torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2)
     assert_close(divergence(given, wanted), [0.75 * math.log(1.5) + 0.25 * math.log(0.5)])
     assert_close(divergence(wanted + 7, wanted), [0.0])
+
+
+def test_distance_by_hand():
+    """Differences 1, 2 and 6, less their mean 3: squares 4, 1 and 9; what all classes share makes none."""
+    given = torch.tensor([[1.0, 2.0, 6.0], [7.0, 7.0, 7.0]])
+    assert_close(logit_distance(given, torch.zeros(2, 3)), [14 / 3, 0.0])
 
 
 def batch_of(images):

@@ -5,13 +5,20 @@ import copy
 import pytest
 import torch
 from families import FAMILIES
-from helpers import randomise
+from helpers import assert_close, randomise
 from safetensors.torch import load_file, save_file
 
 from vitsal.choices import TUNABLE
 from vitsal.errors import UserError
 from vitsal.models.loading import load_model
-from vitsal.tuning.parameters import load_difference, save_difference, tunable_twin, tuned_names
+from vitsal.models.sizes import resized
+from vitsal.tuning.parameters import (
+    load_difference,
+    resized_with_gradient,
+    save_difference,
+    tunable_twin,
+    tuned_names,
+)
 
 
 def test_of_deit_tiny_norms_biases_class_token_and_positions():
@@ -42,6 +49,27 @@ def test_twin_shares_what_is_not_tuned(name):
         assert value.requires_grad == (key in names)
         assert (value.data_ptr() == model.get_parameter(key).data_ptr()) == (key not in names)
     assert all(value.requires_grad for value in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["DeiT distilled", "DeiT-III", "MAE fine-tuned", "SigLIP", "EVA-02", "DINOv3"])
+def test_positions_of_another_size_hand_their_gradient_on(name):
+    """What is sent back to the model's own is what moves the answers, by a difference along it."""
+    model = FAMILIES[name].load().double()
+    height, width = FAMILIES[name].size
+    size = (height, width - 2 * model.patch_embed.patch_size[1])
+    seen = torch.rand(1, 3, *size, dtype=torch.float64)
+    names = [key for key, _ in model.named_parameters() if key == "pos_embed"]
+    tuned = tunable_twin(model, names)
+    twin = resized_with_gradient(tuned, size)
+    assert_close(twin(seen), resized(model, size)(seen), 1e-9)
+    if names:
+        (gradient,) = torch.autograd.grad(twin(seen).square().sum(), tuned.pos_embed)
+        step, found = 1e-2 * gradient / gradient.norm(), []  # timm interpolates in float32
+        for sign in (1, -1):
+            moved = copy.deepcopy(model).requires_grad_(False)
+            moved.pos_embed += sign * step
+            found.append(resized(moved, size)(seen).square().sum().item())
+        assert (gradient * step).sum().item() == pytest.approx((found[0] - found[1]) / 2, rel=1e-3)
 
 
 @pytest.fixture

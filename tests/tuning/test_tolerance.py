@@ -17,9 +17,10 @@ from torchvision.transforms import ToTensor
 from vitsal.choices import TuningSettings
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
-from vitsal.guides import RolloutGuide
+from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide, RandomGuide
+from vitsal.jobs.processes import make_accelerator
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
 from vitsal.students.distillation import DivergedError
@@ -78,6 +79,7 @@ def test_steps_by_hand(tiny_vit, mirrored, tmp_path, monkeypatch):
         batch = [images[number].image[None] for number in images.numbers_of(step, 6)]
         losses = [slow_divergence(reduced(image), tiny_vit(image)) for image in batch]
         whole = [slow_divergence(model(image), tiny_vit(image)) for image in batch[::2]]
+        whole += [slow_distance(model(image), tiny_vit(image)) for image in batch[::2]]
         assert row.reduced == pytest.approx(sum(losses).item() / 6, rel=1e-4)
         assert row.whole == pytest.approx(sum(whole).item() / 3, rel=1e-3, abs=1e-6)
         optimizer.zero_grad()
@@ -88,6 +90,26 @@ def test_steps_by_hand(tiny_vit, mirrored, tmp_path, monkeypatch):
     tuned = load_file(tmp_path / "out" / "model.safetensors")
     for name, value in model.state_dict().items():
         assert_close(tuned[name], value, 1e-5)
+
+
+def test_answers_and_a_map_of_one_pass_are_those_of_two(tiny_vit, folder, images):
+    for name, guide in {
+        "rollout": RolloutGuide(tiny_vit, "max", 0.5),
+        "grad-rollout": GradientRolloutGuide(tiny_vit),
+        "another's": RolloutGuide(copy.deepcopy(tiny_vit), "max", 0.5),
+        "center": CenterGuide((4, 4)),
+    }.items():
+        data, settings = MixedImages([open_data(str(folder), model_transform(tiny_vit))]), TuningSettings()
+        tuning = tolerance._Tuning(tiny_vit, data, {name: guide}, settings, make_accelerator())
+        with torch.no_grad():
+            answers, saliency = tuning._asked(images, name)
+            assert_close(answers, tiny_vit(images))
+        assert_close(saliency, guide(images))
+
+
+def slow_distance(logits, wanted):
+    differences = logits[0] - wanted[0].detach()
+    return sum((value - differences.mean()) ** 2 for value in differences) / len(differences)
 
 
 def slow_divergence(logits, wanted):

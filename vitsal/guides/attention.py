@@ -106,7 +106,13 @@ def check_block(model: nn.Module, block: int) -> None:
 
 
 class AttentionPass:
-    """What an `AttentionRecord` answers, once, from a pass made when it is asked: no more is held than asked for."""
+    """What an `AttentionRecord` answers, once, from a pass made when it is asked: no more is held than asked for.
+
+    Attributes:
+        logits: (B, classes), once the pass was made.
+    """
+
+    logits: Tensor
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.model, self.images = model, images
@@ -114,12 +120,14 @@ class AttentionPass:
     def fused(self, fuse: Callable[[Tensor], Tensor], blocks: Sequence[int] | None = None) -> list[Tensor]:
         """What `fuse` makes of each block's attention, (B, H, N, N) -> anything smaller, as soon as that is there."""
         with record_attention(self.model, fuse, blocks=blocks) as fused:
-            self.model(self.images)
+            self.logits = self.model(self.images)
         return fused
 
     def with_gradients(self, category_index: int | None) -> list[tuple[Tensor, Tensor]]:
         """Each block's attention and the gradient of a class's logit to it, see `AttentionRecord.gradients`."""
-        return AttentionRecord(self.model, self.images, reusable=False).with_gradients(category_index)
+        record = AttentionRecord(self.model, self.images, reusable=False)
+        self.logits = record.logits
+        return record.with_gradients(category_index)
 
 
 class AttentionRecord:

@@ -4,6 +4,7 @@ from .answers import (
     compare_answers as compare_answers,
     divergence as divergence,
     judge_answers as judge_answers,
+    logit_distance as logit_distance,
 )
 from .lessons import (
     Lesson as Lesson,
@@ -15,6 +16,7 @@ from .lessons import (
 from .mixture import MixedImages as MixedImages
 from .parameters import (
     load_difference as load_difference,
+    resized_with_gradient as resized_with_gradient,
     save_difference as save_difference,
     tunable_twin as tunable_twin,
     tuned_names as tuned_names,

@@ -29,6 +29,16 @@ def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=1)
 
 
+def logit_distance(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Mean square of the differences of logits, each less its mean over the classes: (B, classes) twice -> (B,).
+
+    `divergence` weighs classes by how likely they are: images of a few classes let all the others drift. Here each
+    class counts the same.
+    """
+    difference = logits.float() - wanted.float()
+    return difference.var(dim=1, correction=0)
+
+
 def compare_answers(
     target: nn.Module,
     tuned: nn.Module,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from vitsal.choices import TUNABLE
 from vitsal.errors import UserError, check_file, first_few, quoted
 from vitsal.jobs.identity import weights_fingerprint
 from vitsal.jobs.tensors import DamagedError, read_tensors, write_tensors
+from vitsal.models.sizes import resized
 
 HEAD = ("head.", "head_dist.")  # the classifier: what answers mean is not up for tuning
 
@@ -37,6 +40,17 @@ def tunable_twin(model: nn.Module, names: Iterable[str]) -> nn.Module:
     twin = deepcopy(model, {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in fixed})
     for name in names:
         twin.get_parameter(name).requires_grad_(True)
+    return twin
+
+
+def resized_with_gradient(tuned: nn.Module, size: tuple[int, int] | None) -> nn.Module:
+    """`vitsal.models.resized`, with positions made from the model's own so that a gradient goes through to these."""
+    twin = resized(tuned, size)
+    if twin is tuned or getattr(tuned, "pos_embed", None) is None:
+        return twin
+    own, old, new = tuned.pos_embed, tuned.patch_embed.grid_size, twin.patch_embed.grid_size
+    del twin.pos_embed  # a parameter, which cannot follow from another
+    twin.pos_embed = resample_abs_pos_embed(own, list(new), list(old), own.shape[1] - math.prod(old))
     return twin
 
 

@@ -22,24 +22,26 @@ from vitsal.choices import TuningSettings
 from vitsal.data.images import Batch, LabelledImages
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
+from vitsal.guides.attention import AttentionPass
+from vitsal.guides.explainers import ModelGuide
 from vitsal.guides.factory import Guide
 from vitsal.jobs.files import check_own_folder, write_whole
 from vitsal.jobs.identity import describe, seed_of
 from vitsal.jobs.processes import alone_in, check_split, computed_precision, make_accelerator
 from vitsal.models.pixels import resize
-from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import forward_reduced
 from vitsal.students.distillation import LARGEST_GRADIENT, DivergedError, cosine_schedule
 from vitsal.students.student import WEIGHTS
-from vitsal.tuning.answers import check_answering, compare_answers, divergence
+from vitsal.tuning.answers import check_answering, compare_answers, divergence, logit_distance
 from vitsal.tuning.lessons import Lesson, Lessons, noisy_ranking
 from vitsal.tuning.mixture import MixedImages
-from vitsal.tuning.parameters import save_difference, tunable_twin, tuned_names
+from vitsal.tuning.parameters import resized_with_gradient, save_difference, tunable_twin, tuned_names
 from vitsal.tuning.state import HISTORY, STATE, TuningState
 
 DIFFERENCE, REPORT = "difference.safetensors", "report.csv"
 PART = 25  # steps: what a kill may cost
+REVISION = 2  # raised when a step computes something else: what was begun before is not continued
 
 
 def tune_target(
@@ -56,8 +58,9 @@ def tune_target(
     """Tune a few of a target's parameters, without labels, so that it bears being reduced; killed, it goes on.
 
     For each step a lesson is drawn (`Lessons`): patches dropped, as one of the guides has them, tokens merged, or a
-    smaller image. The loss is the divergence of the answers from those of the target as it was on whole images: of the
-    answers on reduced images, and, weighed by `settings.whole`, of those on half of the batch's images as they are.
+    smaller image. The loss is how far the answers are from those of the target as it was on whole images: on reduced
+    images their divergence, and, weighed by `settings.whole`, on half of the batch's images as they are divergence and
+    `logit_distance`.
 
     Args:
         target: a timm ViT in eval mode, which stays as it is.
@@ -144,7 +147,7 @@ class _Tuning:
         guides = {name: describe(guide) for name, guide in self.guides.items()}
         given = {"target": describe(self.target), "guides": guides, "data": self.images.fingerprints}
         how = {"lessons": asdict(self.lessons), "precision": computed_precision(self.accelerator)}
-        return given | how | {"settings": asdict(self.settings)}
+        return given | how | {"settings": asdict(self.settings), "revision": REVISION}
 
     @property
     def step(self) -> int:
@@ -191,7 +194,6 @@ class _Tuning:
         with self.accelerator.autocast():
             losses = self._losses(images, lesson)
         loss = losses[0] + self.settings.whole * losses[1]
-        # the positions of another input size are others, made from these: they are tuned at the target's own size
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         return losses.detach(), torch.cat([values.flatten() for values in found])
 
@@ -202,14 +204,24 @@ class _Tuning:
             images = images.flip(3)
         reduction, size = lesson.reduction, lesson.reduction.input_size
         with torch.no_grad():
-            wanted, saliency = self.target(images), None
-            if lesson.guide:
+            wanted, saliency = self._asked(images, lesson.guide)
+            if saliency is not None:
                 noise = lesson.noise * torch.rand(self.batch_size, *grid_size(self.target), generator=generator)
                 own = noise[self.own][: len(images)].to(images.device)
-                saliency = noisy_ranking(self.guides[lesson.guide](images), own)
-        answers = forward_reduced(resized(self.tuned, size), resize(images, size), reduction, saliency)
-        whole = divergence(self.tuned(images[::2]), wanted[::2])
-        return torch.stack([divergence(answers, wanted).mean(), whole.mean()])
+                saliency = noisy_ranking(saliency, own)
+        twin = resized_with_gradient(self.tuned, size)
+        reduced = divergence(forward_reduced(twin, resize(images, size), reduction, saliency), wanted)
+        whole = self.tuned(images[::2]), wanted[::2]
+        return torch.stack([reduced.mean(), (divergence(*whole) + logit_distance(*whole)).mean()])
+
+    def _asked(self, images: Tensor, name: str | None) -> tuple[Tensor, Tensor | None]:
+        """What the target says of images, and a guide's map of them: by one pass, where it explains the target."""
+        guide = self.guides[name] if name else None
+        if isinstance(guide, ModelGuide) and guide.model is self.target:
+            seen = AttentionPass(self.target, images)
+            saliency = guide.explain(seen)
+            return seen.logits, saliency
+        return self.target(images), guide and guide(images)
 
 
 def _write_results(tuning: _Tuning, output: Path, num_workers: int, progress: bool) -> pd.DataFrame:
