@@ -1,6 +1,6 @@
 """Figures: right pixels, right size, right numbers on the axes."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -215,6 +215,15 @@ def test_samples_lie_side_by_side():
     rows = sheet(contact_sheet([sample(*columns)] * 3))
     assert rows == [columns, 4 * [""], 4 * [""]]
     assert sheet(contact_sheet([sample("a", "rollout")] * 3)) == [2 * ["a", "rollout"], ["", "", None, None]]
+
+
+def test_headings_of_a_crowded_sheet_are_no_wider_than_pictures():
+    said = [f"class {n} (85 %)" for n in range(100, 112)]  # 15 letters
+    figure = contact_sheet([sample(f"photographer\n{text}", "rollout", f"grad-rollout:\n{text}") for text in said])
+    figure.draw_without_rendering()
+    pictures = [axis for axis in figure.axes if axis.images and not is_bar(axis)]
+    for axis in pictures:
+        assert axis.title.get_window_extent().width < 1.05 * axis.get_window_extent().width
 
 
 def test_of_equal_layouts_that_with_the_fewest_gaps():

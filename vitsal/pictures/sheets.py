@@ -23,6 +23,7 @@ from vitsal.pictures.overlays import overlay, tile_pictures
 from vitsal.pictures.style import SLIDE, shorten
 
 TITLE = 0.5  # inches left for a title of the whole sheet
+BAR = 0.9  # and for a colour bar under it
 BAR, NAME = 1.0, 2.0  # inches left for a colour bar beside the pictures; that a row's name takes at least, to lie flat
 Grid = list[list[tuple[str, np.ndarray] | None]]  # headings and pictures in rows, all of one length
 
@@ -87,7 +88,7 @@ def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") 
         axis.axis("off")
         if cell:
             show_picture(axis, cell[1])
-            write_titles([axis], [cell[0]], _picture_width(grid))
+            write_titles([axis], [cell[0]], _picture_width(grid, below=BAR))
     add_colour_bar(figure)
     if title:
         figure.suptitle(title, parse_math=False)
@@ -108,21 +109,25 @@ def _arrange(samples: Sequence[Mapping[str, np.ndarray]], across: int, abreast: 
     return grid
 
 
-def _picture_width(grid: Grid) -> float:
-    """Width of each picture of a sheet, in inches, headings allowed for."""
+def _picture_width(grid: Grid, below: float = 0.0) -> float:
+    """Width of each picture of a sheet, in inches, headings allowed for, and so many inches below."""
     headings = [[cell[0] for cell in row if cell] for row in grid]
-    return picture_size(grid[0][0][1], headings, len(grid[0]))[1]
+    return picture_size(grid[0][0][1], headings, len(grid[0]), below)[1]
 
 
-def picture_size(picture: np.ndarray, headings: Sequence[Sequence[str]], columns: int) -> tuple[float, float]:
+def picture_size(
+    picture: np.ndarray, headings: Sequence[Sequence[str]], columns: int, below: float = 0.0
+) -> tuple[float, float]:
     """Height and width, in inches, of pictures shaped as this one, (H, W, 3), in a grid that fills a slide.
+
+    All of the slide, that is, but for a title above, and so many inches below.
 
     Headings are written over them, row by row, in lines of 16 letters (`fit_text`).
     """
     aspect = picture.shape[1] / picture.shape[0]
     lines = sum(max((len(fit_text(text, width=1)[0].splitlines()) for text in row), default=0) for row in headings)
     # of 16 letters across a picture a line is an eighth of it high
-    height = min((SLIDE[1] - TITLE) / (len(headings) + lines * aspect / 8), SLIDE[0] / columns / aspect)
+    height = min((SLIDE[1] - TITLE - below) / (len(headings) + lines * aspect / 8), SLIDE[0] / columns / aspect)
     return height, height * aspect
 
 
