@@ -1,6 +1,6 @@
 """Figures: right pixels, right size, right numbers on the axes."""
 
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
