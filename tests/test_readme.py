@@ -4,6 +4,7 @@
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,7 @@ import torch
 
 from vitsal.analysis.cost import count_operations
 from vitsal.analysis.faithfulness import score_table
-from vitsal.experiments.measured import read_outcomes
-from vitsal.experiments.outcomes import Outcomes, paired_difference, recovered_share, summarize
+from vitsal.experiments.outcomes import Outcomes, paired_difference, read_outcomes, recovered_share, summarize
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.guides.factory import make_guide
@@ -44,7 +44,9 @@ NAMES = {
 }
 AGAINST_CENTER = ("student position", "student convnet", "student transformer", "student convnet-grad", "rollout")
 ASKED = ("deletion", "insertion", "ROAD", "correlation")
-LEVERS, LEAGUES = ("nips2017", "imagenet-sample"), ("deit_tiny", "deit_tiny_tuned")
+LEVERS = ("nips2017", "imagenet-sample")
+LEAGUES = (("deit_tiny", "0"), ("deit_tiny", "1-"), ("deit_tiny_tuned", "1-"))  # target, and how attention is softened
+KINDS = ("levers", "rivals")
 REDUCTIONS = [
     Reduction(),
     Reduction(0.3),
@@ -116,17 +118,18 @@ def faithfulness_rows() -> list[str]:
 
 
 def levers_rows() -> list[str]:
-    """Top-1 in % of the untouched and of the tuned target, reduced; by how many times, the student counted."""
+    """Top-1 in % of the targets, reduced, untouched, softened and tuned; by how many times, the student counted."""
     target = load_model("deit_tiny_patch16_224", pretrained=False)
     guides = {"student convnet": make_guide("student", target, student=new_student("convnet", (14, 14)).eval())}
-    image, names = torch.zeros(1, 3, 224, 224), [f"{league}-{data}" for data in LEVERS for league in LEAGUES]
-    files = [[read_outcomes(MEASURED / f"{name}-{kind}.parquet") for kind in ("levers", "rivals")] for name in names]
+    image, asked = torch.zeros(1, 3, 224, 224), [(f"{name}-{data}", s) for data in LEVERS for name, s in LEAGUES]
+    files = {name: [read_outcomes(MEASURED / f"{name}-{kind}.parquet") for kind in KINDS] for name, _ in asked}
     whole, rows = count_operations(partial(target, image)), []
     for reduction in REDUCTIONS:
         for guide in ("random", "student convnet", "rollout") if reduction.guided else (None,):
             fast = AcceleratedViT(target, guides.get(guide, CenterGuide((14, 14))), reduction)
             times = whole / count_operations(partial(fast, image))
-            values = [f"{100 * hits(guide, reduction, *kinds).mean():.1f}" for kinds in files]
+            ways = [hits(guide, replace(reduction, soften=s), *files[name]).mean() for name, s in asked]
+            values = [f"{100 * share:.1f}" for share in ways]
             who = NAMES[guide] if guide else "all kept"
             rows.append(f"| {' | '.join([f'{times:.2f}', str(reduction), who, *values])} |")
     return rows

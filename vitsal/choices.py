@@ -107,6 +107,8 @@ class TuningSettings:
         keep_ratios: lowest and highest of lessons in which patches are dropped; their logarithm is uniform.
         merges, sizes: schedules, and (H, W) in pixels, of lessons in which tokens are merged, or images smaller; None
             takes what suits the target (`vitsal.tuning.Lessons`).
+        soften: how attention is softened for fewer patches (`vitsal.Reduction`), in these lessons; None takes "1-"
+            where the target allows it.
         shares: of the lessons in which patches are dropped, tokens merged, and images smaller.
         limit: number of images of each data set, spread evenly; None takes all.
         seed: of order and lessons.
@@ -123,6 +125,7 @@ class TuningSettings:
     keep_ratios: tuple[float, float] = (0.12, 0.6)
     merges: tuple[str, ...] | None = None
     sizes: tuple[tuple[int, int], ...] | None = None
+    soften: str | None = None
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
     limit: int | None = None
     seed: int = 0

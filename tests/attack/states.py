@@ -20,6 +20,7 @@ from torch import nn
 from vitsal.choices import TrainingSettings, TuningSettings
 from vitsal.course.notebooks import read_headlines, save_headlines
 from vitsal.data.images import IndexedImages
+from vitsal.experiments import frontier
 from vitsal.experiments.evaluation import drop_curve
 from vitsal.experiments.outcomes import Outcomes
 from vitsal.experiments.results import add_results, results_table
@@ -34,6 +35,7 @@ from vitsal.students.distillation import distill
 from vitsal.students.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.students.student import load_student, new_student, save_student
 from vitsal.tuning import tolerance
+from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.parameters import load_difference, save_difference
 
 SAMPLES, CLASSES = 48, 5
@@ -229,6 +231,13 @@ def use_accelerated(folder: Path) -> str:
         return digest(AcceleratedViT.from_pretrained(folder / "fast")(torch.rand(1, 3, 32, 32)).numpy())
 
 
+def choose_points(folder: Path) -> str:
+    """Points of a frontier, chosen, or read from where they were kept."""
+    guides, images = {"center": CenterGuide((2, 2))}, MixedImages([dataset()], 8)
+    with patch.object(frontier, "SLACK", 2.0):  # a target of four patches has few ways
+        return digest(*map(str, frontier.kept_points(folder, target(), guides, images, (1.2,))))
+
+
 STATES = {
     "journal": State(make_journals, go_on, {"outcomes-*.jsonl": JOURNAL}),
     "table": State(tabulate, tabulate, {"table.csv": TABLE, "table.parquet": BYTES}),
@@ -259,6 +268,7 @@ STATES = {
             "fast/student/model.safetensors": BYTES,
         },
     ),
+    "points": State(choose_points, choose_points, {"points-*.json": SETTINGS}),
     "video parts": State(
         make_parts, draw_video, {"out.mp4.parts/000001*.nut": BYTES, "out.mp4.parts/settings.json": SETTINGS}
     ),

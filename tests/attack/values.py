@@ -36,6 +36,7 @@ MODELS = [
 SEVERAL_MODELS = [*MODELS, ",", f"{MODEL},", f"{MODEL},vit"]
 SIZE = ["", "x", "0", "-8", "100", "112,", "112,0", "112,112,112", "1e3", "112.0", "\u00b2", DIGITS, "9" * 5_000]
 MERGE = ["", "x", "-1", "1.5", "8@", "8@9", "8@-1", "--", "16-8", "1 2", "0 0 0 0", "[8]", ",", "8,", NUL, DIGITS]
+SOFTEN = ["", ",", "x", "nan", "inf", "-inf", "-1", "10", "1e400", "1,x", "1--", "[1]", "True", NUL, DIGITS]
 INPUT = ["", "x", "0", "-8", "100", "112,", "112x", "x112", "112x0", "1e3", "112.0", DIGITS, "99999992"]
 SPLIT = [*ODD, "trian", "Train", "0", "train[:10]", "train,test"]
 CHECKPOINT = ["", NUL, LONG, "none.safetensors", "photo.png", "photos", "notes.txt", "empty.safetensors",
@@ -68,6 +69,10 @@ BASE = {
     },
     "accelerate": {
         "target": MODEL, "speed_up": "1.5", "data": "digits", "limit": "2", "output": "new/fast", "batch_size": "2",
+    },
+    "frontier": {
+        "target": MODEL, "data": "digits", "test_data": "digits", "output": "new/front", "guide": "random",
+        "speeds": "1.5", "limit": "2", "test_limit": "2", "batch_size": "2",
     },
     "run": {"arguments": ("1",), "notebooks": "notebooks", "output": "new/run"},
     "recipes": {"name": "large16"},
@@ -139,6 +144,7 @@ BAD = {
         "image_size": SIZE,
         "merge": MERGE,
         "input_size": INPUT,
+        "soften": SOFTEN,
         "outcomes": ["", NUL, f"{LONG}.parquet", "photo.png/t.parquet", "/proc/t.parquet", "loop/t.parquet", "photos",
                      "notes.csv", "photo.png"],
     },
@@ -188,6 +194,7 @@ BAD = {
         "keep": [*KEEP, "0.5", "0.6,0.5", "0.1,0.2,0.3"],
         "merge": MERGE,
         "input_size": INPUT,
+        "soften": SOFTEN,
         "shares": ["", ",", "x", "1", "1,1", "0,0,0", "1,1,-1", "1,1,nan", "1,1,inf", "1,1,1,1", DIGITS, "True,1,1"],
         "num_workers": WHOLE,
         "seed": SEED,
@@ -204,6 +211,25 @@ BAD = {
         "test_data": [*DATA, "words"],
         "test_split": [{"test_data": "digits", "test_split": split} for split in SPLIT],
         "test_limit": [{"test_data": "digits", "test_limit": count} for count in COUNT],
+        "batch_size": COUNT,
+        "num_workers": WHOLE,
+        "device": DEVICE,
+    },
+    "frontier": {
+        "target": MODELS,
+        "data": DATA,
+        "test_data": [*DATA, "words"],
+        "output": FOLDER,
+        "guide": [*ODD, ",", "rolout", "rollout,", "random,,center", "Random", "student", "any"],
+        "student": [{"guide": "student", "student": name} for name in STUDENT] + ["digits-convnet-rollout"],
+        "head_fusion": [*FUSION, {"guide": "random", "head_fusion": "max"}],
+        "discard_ratio": [*SHARE, {"guide": "center", "discard_ratio": "0.5"}],
+        "checkpoint": CHECKPOINT,
+        "speeds": ["", ",", "x", "nan", "inf", "-inf", "0", "1", "-2", "100", "1e400", DIGITS, "2,x", "2,1", "[2]"],
+        "split": SPLIT,
+        "limit": [*COUNT, "1"],
+        "test_split": [*SPLIT, "train"],
+        "test_limit": COUNT,
         "batch_size": COUNT,
         "num_workers": WHOLE,
         "device": DEVICE,

@@ -25,8 +25,7 @@ from vitsal.course import recipes
 from vitsal.data.images import batches
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
-from vitsal.experiments.measured import read_outcomes
-from vitsal.experiments.outcomes import SUMMARY_COLUMNS, summarize
+from vitsal.experiments.outcomes import SUMMARY_COLUMNS, read_outcomes, summarize
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
@@ -268,7 +267,7 @@ def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide
     output = tmp_path / "new" / "table.csv"
     shown = drop_curve(folder, checkpoint, output, "--guide", guide, "--keep", "1.0,0.7,0.5", "--limit", "6")
     assert output.read_text().startswith(
-        "target,guide,keep_ratio,merge,input_size,n,correct,top1,ci_low,ci_high,minus,difference,"
+        "target,guide,keep_ratio,merge,input_size,soften,n,correct,top1,ci_low,ci_high,minus,difference,"
     )
     table = pd.read_csv(output)
     assert table.keep_ratio.tolist() == [1.0, 0.7, 0.5]
@@ -291,16 +290,17 @@ def test_drop_curve_writes_what_is_predicted_for_each_image(folder, checkpoint, 
 def test_drop_curve_with_every_lever(folder, checkpoint, tmp_path):
     output, each = tmp_path / "table.csv", tmp_path / "outcomes.parquet"
     options = ["--guide", "random,center", "--keep", "1.0,0.5", "--merge", "0,8@1", "--input-size", "112,64x80"]
+    options += ["--soften", "0,1-"]
     shown = drop_curve(folder, checkpoint, output, *options, "--outcomes", each)
     known, model = read_outcomes(each), load_model(MODEL, checkpoint)
     data = open_data(str(folder), model_transform(model))
     for guide, chooser in {"random": RandomGuide((14, 14)), "center": CenterGuide((14, 14))}.items():
-        for keep, merge, size in product([1.0, 0.5], ["0", "8@1"], [None, (64, 80)]):
-            fast = AcceleratedViT(model, chooser, Reduction(keep, merge, size))
+        for levers in product([1.0, 0.5], ["0", "8@1"], [None, (64, 80)], ["0", "1-"]):
+            fast = AcceleratedViT(model, chooser, Reduction(*levers))
             with torch.no_grad():
                 expected = torch.cat([fast(batch.images).argmax(dim=1) for batch in batches(data, 4)])
-            assert known.predictions[guide, Reduction(keep, merge, size).key].tolist() == expected.tolist()
-    assert len(pd.read_csv(output)) == 16
+            assert known.predictions[guide, Reduction(*levers).key].tolist() == expected.tolist()
+    assert len(pd.read_csv(output)) == 32
     assert "64 x 80" in shown
     assert "merge" not in drop_curve(folder, checkpoint, tmp_path / "plain.csv", "--guide", "center", "--keep", "0.5")
 

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from helpers import failing_command, start_command
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from vitsal import cli
 from vitsal.cli.targets import _warn_of_limits
-from vitsal.experiments import acceleration
+from vitsal.experiments import acceleration, frontier
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.models.loading import load_model
 from vitsal.reduction.reduction import Reduction
@@ -109,6 +110,36 @@ def test_what_cannot_be_accelerated(options, said, monkeypatch, capsys, tmp_path
     error = failing_command(monkeypatch, capsys, arguments, bars=("operations:", "answers:"))
     assert re.search(said, error)
     assert not (tmp_path / "fast").exists()
+
+
+@pytest.mark.slow
+def test_frontier_is_the_same_when_its_points_and_answers_are_there_already(tmp_path, monkeypatch):
+    monkeypatch.setattr(acceleration, "RATIOS", (1.0, 0.6))
+    monkeypatch.setattr(acceleration, "SIDES", (10 / 14,))
+    options = {
+        "student": "digits-convnet-rollout",
+        "test_data": "digits",
+        "limit": 20,
+        "test_limit": 30,
+        "speeds": "2,3",
+    }
+    monkeypatch.setattr(frontier, "SLACK", 0.5)
+    arguments = words("frontier", **options, output=tmp_path / "front")
+    said = succeed(arguments)
+    first = pd.read_csv(tmp_path / "front" / "frontier.csv")
+    assert {"student digits-convnet-rollout", "random"} <= set(first.way)
+    assert set(first.speed) == {2, 3}
+    assert first.groupby("speed").best.sum().tolist() == [1, 1]
+    assert (first.n == 30).all()
+    assert Image.open(tmp_path / "front" / "frontier.png").size == (2666, 1500)
+    monkeypatch.setattr(frontier, "frontier_points", lambda *_: pytest.fail("chosen again"))
+    assert succeed(arguments) == said
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "front" / "frontier.csv"), first)
+
+
+def test_a_frontier_is_not_reported_on_what_it_was_chosen_on(monkeypatch, capsys, tmp_path):
+    arguments = words("frontier", test_data="digits", test_split="train", guide="random", output=tmp_path / "front")
+    assert "is what the operating point is chosen on" in failing_command(monkeypatch, capsys, arguments, bars=())
 
 
 def test_levers_that_are_not_to_be_had_are_told():

@@ -26,7 +26,8 @@ def test_all_that_is_tried_of_deit_tiny():
     assert {reduction.merge for reduction in tried} == {"0", "2", "3", "5", "8", "10", "13", "16", "13-", "16-"}
     sides = {reduction.input_size and reduction.input_size[0] for reduction in tried}
     assert sides == {None, 192, 176, 160, 144}
-    assert len(set(tried)) == len(tried) == 8 * 10 * 5
+    assert len(set(tried)) == len(tried) == 8 * 10 * 5 + 2 * (8 * 10 * 5 - 10)  # softened where patches are fewer
+    assert {reduction.soften for reduction in tried} == {"0", "1", "1-"}
     assert {reduction.keep_ratio for reduction in all_reductions(model, guided=False)} == {1.0}
 
 
@@ -72,12 +73,18 @@ def test_a_speed_up_that_nothing_reaches(tiny_vit):
 @torch.no_grad()
 def test_the_one_that_changes_answers_least_comes_first(tiny_vit):
     images, guide = torch.randn(5, 3, 64, 64), CenterGuide((4, 4))
-    points = {Reduction(0.25): 3.0, Reduction(0.9): 1.1, Reduction(merge="2"): 1.5, Reduction(input_size=(48, 48)): 1.7}
+    points = {
+        Reduction(0.25): 3.0,
+        Reduction(0.25, soften="1-"): 3.0,
+        Reduction(0.9): 1.1,
+        Reduction(merge="2"): 1.5,
+        Reduction(input_size=(48, 48)): 1.7,
+    }
     batches = [Batch(part, torch.zeros(len(part)), ["name"] * len(part)) for part in (images[:3], images[3:])]
     table = choose_reduction(tiny_vit, guide, points, batches)
     assert table.kl.is_monotonic_increasing
     for row in table.itertuples():
-        reduction = Reduction.from_columns(row.keep_ratio, row.merge, row.input_size)
+        reduction = Reduction.from_columns(row.keep_ratio, row.merge, row.input_size, row.soften)
         fast = AcceleratedViT(tiny_vit, guide, reduction)
         assert row.kl == pytest.approx(divergence(fast(images), tiny_vit(images)).mean().item(), rel=1e-4)
         assert row.same == pytest.approx((fast(images).argmax(1) == tiny_vit(images).argmax(1)).float().mean().item())
@@ -102,20 +109,22 @@ def test_card_tells_all():
         "keep_ratio": 0.7,
         "merge": "8",
         "input_size": "own",
+        "soften": "1",
         "operations": 2.345,
         "n": 30,
         "same": 0.9,
         "kl": 0.1,
     }
-    levers = {key: [chosen[key]] for key in ("keep_ratio", "merge", "input_size")}
+    levers = {key: [chosen[key]] for key in ("keep_ratio", "merge", "input_size", "soften")}
     measured = {"guide": ["student"], "median_s": [0.25], "images_per_s": [128.0], "speedup": [1.9], "limit": [2.3]}
     cost = pd.DataFrame({**levers, **measured, "batch_size": [32], "device": ["cpu"]})
     accuracy = pd.DataFrame(
         {**levers, "n": [500], "correct": [390], "top1": [0.78], "ci_low": [0.74], "ci_high": [0.81]}
     )
     card = model_card("some_vit", chosen, cost, accuracy, "vitsal accelerate --speed-up 2.3")
-    for told in ("# some_vit, 2.35 times fewer", "keep ratio 0.7; merge 8; input size own", "on 30 images", "90.0%",
-                 "| 0.7 | 8 | own | 500 | 390 | 0.78 | 0.74 | 0.81 |", "`vitsal accelerate --speed-up 2.3`",
-                 "| 32 | student | 0.7 | 8 | own | 0.25 | 128 | 1.9 | 2.3 | cpu |"):  # fmt: skip
+    for told in ("# some_vit, 2.35 times fewer", "keep ratio 0.7; merge 8; input size own; soften 1", "on 30 images",
+                 "90.0%",
+                 "| 0.7 | 8 | own | 1 | 500 | 390 | 0.78 | 0.74 | 0.81 |", "`vitsal accelerate --speed-up 2.3`",
+                 "| 32 | student | 0.7 | 8 | own | 1 | 0.25 | 128 | 1.9 | 2.3 | cpu |"):  # fmt: skip
         assert told in card
     assert "not tried on labelled images" in model_card("some_vit", chosen, cost, None, "")

@@ -113,7 +113,19 @@ def test_table(tiny_vit, dataset, guides):
     assert (
         list(table.columns)
         == SUMMARY_COLUMNS
-        == ["target", "guide", "keep_ratio", "merge", "input_size", "n", "correct", "top1", "ci_low", "ci_high"]
+        == [
+            "target",
+            "guide",
+            "keep_ratio",
+            "merge",
+            "input_size",
+            "soften",
+            "n",
+            "correct",
+            "top1",
+            "ci_low",
+            "ci_high",
+        ]
     )
     assert len(table) == 9
     assert set(table.target) == {"tiny"}

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from vitsal.errors import UserError
-from vitsal.experiments.measured import read_outcomes, save_outcomes
-from vitsal.experiments.outcomes import Outcomes, summarize
+from vitsal.experiments.outcomes import Outcomes, read_outcomes, save_outcomes, summarize
 from vitsal.reduction.reduction import Reduction
 
 ABOUT = {"data": "photographs", "guides": {"center": {"guide_id": "1", "seed": None}}, "limit": None}
@@ -38,7 +37,7 @@ def test_they_come_back(outcomes, tmp_path):
 def test_anybody_can_count_them(outcomes, tmp_path):
     save_outcomes(outcomes, tmp_path / "o.parquet")
     table = pd.read_parquet(tmp_path / "o.parquet")
-    assert list(table) == ["image", "label", "guide", "keep_ratio", "merge", "input_size", "prediction"]
+    assert list(table) == ["image", "label", "guide", "keep_ratio", "merge", "input_size", "soften", "prediction"]
     right = (table.prediction == table.label).groupby([table.guide, table.keep_ratio, table["merge"]]).sum()
     assert right["center", 0.7, "none"] == outcomes.correct("center", 0.7).sum()
     assert right["center", 0.7, "8"] == outcomes.correct("center", LEVERS[0]).sum()
@@ -47,7 +46,9 @@ def test_anybody_can_count_them(outcomes, tmp_path):
 def test_files_of_before_there_was_more_than_dropping(outcomes, tmp_path):
     save_outcomes(outcomes, tmp_path / "o.parquet")
     table = pd.read_parquet(tmp_path / "o.parquet")
-    older = table[(table["merge"] == "none") & (table.input_size == "own")].drop(columns=["merge", "input_size"])
+    older = table[(table["merge"] == "none") & (table.input_size == "own")].drop(
+        columns=["merge", "input_size", "soften"]
+    )
     older.to_parquet(tmp_path / "older.parquet")
     back = read_outcomes(tmp_path / "older.parquet")
     assert list(back.predictions) == [cell for cell in outcomes.predictions if isinstance(cell[1], float)]

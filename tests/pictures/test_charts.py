@@ -12,6 +12,7 @@ from PIL import Image
 from vitsal.experiments.outcomes import NOT_USED, SUMMARY_COLUMNS
 from vitsal.models.pixels import to_pixels
 from vitsal.pictures.charts import (
+    draw_frontier,
     plot_accuracy_against_throughput,
     plot_attention_distances,
     plot_drop_curves,
@@ -516,3 +517,27 @@ def test_a_curve_of_other_levers_is_named_by_them():
     plain, other = axis.get_lines()
     assert (plain.get_label(), other.get_label()) == ("random", "random, merge 8@6, 160 x 192 px")
     assert np.allclose(other.get_xydata(), [(50, 40), (0, 40)])
+
+
+def test_frontier_shows_each_way_the_whole_image_and_what_was_chosen():
+    table = pd.DataFrame(
+        {
+            "way": ["student", "no guide", "student"],
+            "speed": [2.0, 2.0, 3.0],
+            "operations": [2.1, 2.0, 3.1],
+            "top1": [0.8, 0.75, 0.7],
+            "ci_low": [0.76, 0.71, 0.66],
+            "ci_high": [0.83, 0.79, 0.74],
+            "best": [True, False, True],
+            "n": [500, 500, 500],
+        }
+    )
+    (axis,) = draw_frontier(table, 0.87, "some_vit\nphotographs").axes
+    star, *curves = (line for line in axis.lines if line.get_marker() not in ("_", "|"))
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (1, 87)
+    assert curves[0].get_xdata().tolist() == [2.1, 3.1]
+    assert curves[0].get_ydata().tolist() == pytest.approx([80, 70])
+    assert curves[1].get_xdata().tolist() == [2.0]
+    (rings,) = (part for part in axis.collections if part.get_label() == "chosen for its speed")
+    assert np.allclose(rings.get_offsets(), [[2.1, 80], [3.1, 70]])
+    assert "some_vit\nphotographs\nn = 500" in axis.get_legend().get_title().get_text()

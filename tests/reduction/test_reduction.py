@@ -54,7 +54,9 @@ def test_all_levers_by_hand(target, scenes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lever", [{"keep_ratio": 0.5}, {"merge": "8"}, {"input_size": (80, 80)}])
+@pytest.mark.parametrize(
+    "lever", [{"keep_ratio": 0.5}, {"merge": "8"}, {"input_size": (80, 80)}, {"keep_ratio": 0.5, "soften": "1-"}]
+)
 def test_each_lever_matters_and_a_batch_equals_its_single_images(target, scenes, lever):
     fast = AcceleratedViT(target, CenterGuide((14, 14)), Reduction(**lever))
     logits = fast(scenes)
@@ -90,6 +92,14 @@ def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):
         (Reduction(1), "keep 1.0", 1.0),
         (Reduction(0.25), "keep 0.25", 0.25),
         (Reduction(0.5, "8@6"), "keep 0.5, merge 8@6", Reduction(0.5, "8@6")),
+        (Reduction(0.5, soften="1-"), "keep 0.5, soften 1-", Reduction(0.5, soften=" 1.0- ")),
+        (Reduction(0.5, soften=1), "keep 0.5, soften 1", Reduction(0.5, soften="1.0")),
+        (Reduction(0.5, soften=0.0), "keep 0.5", 0.5),
+        (
+            Reduction(0.5, "4", (80, 80), "1.5"),
+            "keep 0.5, merge 4, 80 x 80 px, soften 1.5",
+            Reduction(0.5, "4", (80, 80), "1.5"),
+        ),
         (Reduction(1.0, "16-", (160, 192)), "keep 1.0, merge 16-, 160 x 192 px", Reduction(1.0, "16-", (160, 192))),
     ],
 )
@@ -98,6 +108,7 @@ def test_names(reduction, text, key):
     assert reduction.key == key
     assert as_reduction(key) == reduction
     assert Reduction.from_columns(*reduction.columns.values()) == reduction
+    assert Reduction.from_columns(**reduction.columns) == reduction
     assert reduction.guided == (reduction.keep_ratio < 1)
 
 
@@ -112,3 +123,8 @@ def test_refusals(target, scenes):
     beit = load_model("beit_base_patch16_224", pretrained=False, depth=1)
     with pytest.raises(UserError, match="cannot be merged: it has relative positions"):
         AcceleratedViT(beit, CenterGuide((14, 14)), Reduction(merge="8"))
+    with pytest.raises(UserError, match="attention of beit_base_patch16_224 cannot be softened"):
+        AcceleratedViT(beit, CenterGuide((14, 14)), Reduction(0.5, soften="1"))
+    for schedule in (-1, 10, float("nan"), "x", True):
+        with pytest.raises(UserError, match="Softening of attention is a number"):
+            Reduction(0.5, soften=schedule)

@@ -20,7 +20,7 @@ def test_of_a_model_of_224_pixels():
     lessons = Lessons.for_model(model, ["rollout"], TuningSettings(seed=3))
     assert lessons.sizes == ((128, 128), (160, 160), (192, 192))
     assert lessons.merges == ("8", "13", "16", "16-")
-    assert (lessons.guides, lessons.seed) == (("rollout",), 3)
+    assert (lessons.guides, lessons.seed, lessons.soften) == (("rollout",), 3, "1-")
 
 
 @pytest.mark.parametrize("name", ["BEiT", "EVA-02", "DINOv3"])
@@ -34,6 +34,12 @@ def test_of_a_model_whose_tokens_cannot_be_merged(name):
 def test_sizes_that_are_the_models_own_are_none(tiny_vit):
     """Of 4 x 4 patches 8/14, 10/14 and 12/14 are 2, 3 and 3."""
     assert Lessons.for_model(tiny_vit, ["random"], PLAIN).sizes == ((32, 32), (48, 48))
+
+
+def test_attention_is_softened_where_there_are_fewer_patches(tiny_vit):
+    drawn = [lesson.reduction for lesson in map(Lessons.for_model(tiny_vit, ["random"], PLAIN).draw, range(50))]
+    assert {(one.soften, one.guided or one.input_size is not None) for one in drawn} == {("1-", True), ("0", False)}
+    assert Lessons.for_model(FAMILIES["BEiT"].load(), ["random"], PLAIN).soften == "0"
 
 
 def test_draws_follow_from_seed_and_step_alone():
@@ -61,6 +67,7 @@ def test_what_was_asked_for_takes_the_place_of_what_suits(tiny_vit):
     asked = TuningSettings(merges=("1",), sizes=((48, 48),), shares=(0, 1, 0), keep_ratios=(0.5, 0.6))
     lessons = Lessons.for_model(tiny_vit, ["random"], asked)
     assert (lessons.merges, lessons.sizes, lessons.keep_ratios) == (("1",), ((48, 48),), (0.5, 0.6))
+    assert Lessons.for_model(tiny_vit, ["random"], TuningSettings(soften="0.5")).soften == "0.5"
     assert {lesson.reduction.merge for lesson in map(lessons.draw, range(50))} == {"1"}
 
 
@@ -69,6 +76,7 @@ def test_what_was_asked_for_takes_the_place_of_what_suits(tiny_vit):
     [
         ({"merges": ("x",)}, "Tokens to merge"),
         ({"sizes": ((50, 50),)}, "no whole number of patches"),
+        ({"soften": "11"}, "Softening of attention is a number"),
         ({"merges": (), "shares": (0, 1, 0)}, "There is nothing to practise"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ def drop_curve(
     keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
     merge: Annotated[str, typer.Option(help=options.MERGE_HELP)] = "0",
     input_size: Annotated[str | None, typer.Option(help=options.INPUT_HELP)] = None,
+    soften: Annotated[str, typer.Option(help=options.SOFTEN_HELP)] = "0",
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     guide_checkpoint: options.Checkpoint = None,
@@ -51,12 +53,12 @@ def drop_curve(
 ) -> None:
     """Accuracy of a target that sees only the patches a guide chooses, for each keep ratio.
 
-    Also with tokens merged (--merge) and on smaller images (--input-size), each with each.
+    Also with tokens merged (--merge), on smaller images (--input-size), attention softened (--soften): each with each.
 
     Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
     is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
-    levers = options.parse_levers(keep, merge, input_size)
+    levers = options.parse_levers(keep, merge, input_size, soften)
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     given = options.taken_options(
         names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
@@ -69,6 +71,7 @@ def drop_curve(
         check_output(outcomes, *read)
     options.check_checkpoints(checkpoint, guide_checkpoint)
     check_data(data, split)
+    reductions = [vs.Reduction(*chosen) for chosen in levers]
     there = None if output is None else vs.experiments.read_results(output)  # what is no table is refused at once
     if outcomes and outcomes.exists():
         vs.experiments.read_outcomes(outcomes)  # what is something else is left as it is
@@ -81,8 +84,8 @@ def drop_curve(
     choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **given)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
     own = vs.models.input_size(vit)
-    reductions = tuple(vs.Reduction(ratio, merge, None if size == own else size) for ratio, merge, size in levers)
-    question = vs.experiments.Question(vit, choosers, dataset, reductions, limit)
+    asked = tuple(replace(one, input_size=None) if one.input_size == own else one for one in reductions)
+    question = vs.experiments.Question(vit, choosers, dataset, asked, limit)
     path = vs.experiments.table_for(question.about, target, output, there)
     known = vs.experiments.answer(question, path.parent, batch_size, num_workers, strict, progress=True)
     if accelerator.is_main_process:

@@ -64,6 +64,10 @@ LimitOfEach = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
 Seed = Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0, max=LARGEST_SEED)]
+SOFTEN_HELP = (
+    "How attention is softened for fewer patches: 0 leaves it as it is, 1 multiplies its logits by ln n / ln N, 1- the"
+    " more the earlier the block. Several with commas between them."
+)
 Data = Annotated[str, typer.Option(help="A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/...")]
 Models = Annotated[str, typer.Option(help="Any timm ViT; several with commas between them, side by side.")]
 
@@ -100,6 +104,12 @@ def data_path(source: str) -> str:
     return "" if source in OWN_DATA else source.removeprefix("wds/")
 
 
+def check_apart(data: Sequence[str], split: str, test_data: str, test_split: str) -> None:
+    """Raise UserError if what is to be reported on is among what is chosen on."""
+    if test_data in data and (test_split == split or data_path(test_data)):
+        raise UserError(f"{test_data} is what the operating point is chosen on; report accuracy on other images.")
+
+
 def refuse_option(option: str, user: str, others: str) -> NoReturn:
     """Raise the UserError that says that `user` would pass over an option, and who takes it."""
     raise UserError(f"--{option.replace('_', '-')} says nothing to {user}: it is for {others}. Leave it out.")
@@ -123,13 +133,16 @@ def parse_input_sizes(text: str | None) -> list[tuple[int, int] | None]:
     return sizes or [None]
 
 
-def parse_levers(keep: str, merge: str, input_size: str | None) -> list[tuple[float, str, tuple[int, int] | None]]:
-    """Every keep ratio with every schedule of merging and every input size, as `vitsal.Reduction` takes them.
+def parse_levers(
+    keep: str, merge: str, input_size: str | None, soften: str = "0"
+) -> list[tuple[float, str, tuple[int, int] | None, str]]:
+    """Every keep ratio with every schedule of merging, input size and softening, as `vitsal.Reduction` takes them.
 
-    UserError for a keep ratio or a size that is none; whether a target takes a schedule, or a size, it says itself.
+    UserError for a keep ratio or a size that is none; whether a target takes a schedule, or a size, it says itself, and
+    `Reduction` what is no softening.
     """
-    schedules = [schedule.strip() for schedule in merge.split(",")]
-    return list(product(parse_ratios(keep), schedules, parse_input_sizes(input_size)))
+    merges, softenings = ([part.strip() for part in text.split(",")] for text in (merge, soften))
+    return list(product(parse_ratios(keep), merges, parse_input_sizes(input_size), softenings))
 
 
 def parse_values(text: str) -> tuple[Any, ...]:

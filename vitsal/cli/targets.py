@@ -14,7 +14,7 @@ import vitsal as vs
 from vitsal.choices import GUIDES, TUNABLE, TuningSettings
 from vitsal.cli import options
 from vitsal.data.places import check_data
-from vitsal.errors import LARGEST_COUNT, UserError, check_choice, check_number
+from vitsal.errors import LARGEST_COUNT, check_choice, check_number
 from vitsal.jobs.paths import check_output, check_output_folder
 
 Images = Annotated[list[str], typer.Option("--data", help="Images; labels are not used. Several by several --data.")]
@@ -53,6 +53,10 @@ def tune_target(
     input_size: Annotated[
         str | None, typer.Option(help="As drop-curve has it; by default 8, 10 and 12 fourteenths of the patches.")
     ] = None,
+    soften: Annotated[
+        str | None,
+        typer.Option(help="How attention is softened, as drop-curve has it.", show_default="1-, where it can be"),
+    ] = None,
     shares: Annotated[
         str, typer.Option(help="Of the lessons: patches dropped, tokens merged, smaller images.")
     ] = ",".join(map(str, TuningSettings.shares)),
@@ -71,7 +75,7 @@ def tune_target(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, whole=whole, limit=limit, seed=seed,
         parameters=tuple(pattern.strip() for pattern in parameters.split(",")), shares=options.parse_values(shares),
         keep_ratios=options.parse_values(keep), merges=merge and tuple(part.strip() for part in merge.split(",")),
-        sizes=input_size and tuple(options.parse_input_sizes(input_size)),
+        sizes=input_size and tuple(options.parse_input_sizes(input_size)), soften=soften,
     )  # fmt: skip
     places = [options.data_path(source) for source in data]
     check_output_folder(output, *places, target.partition("local-dir:")[2], student, within=True)
@@ -123,8 +127,8 @@ def accelerate(
     options.check_checkpoints(checkpoint)
     for source, part in [*((source, split) for source in data), *([(test_data, test_split)] if test_data else [])]:
         check_data(source, part)
-    if test_data in data and (test_split == split or options.data_path(test_data)):
-        raise UserError(f"{test_data} is what the operating point is chosen on; report accuracy on other images.")
+    if test_data:
+        options.check_apart(data, split, test_data, test_split)
     vs.guides.check_accelerated_folder(output)
     where = vs.find_device(device)
     vit = vs.load_model(target, checkpoint, device=where)

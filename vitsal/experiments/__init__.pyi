@@ -4,19 +4,35 @@ from .acceleration import (
     accelerated_cost as accelerated_cost,
     all_reductions as all_reductions,
     choose_reduction as choose_reduction,
+    count_reductions as count_reductions,
     model_card as model_card,
     operating_points as operating_points,
 )
 from .evaluation import answer as answer, drop_curve as drop_curve
+from .frontier import (
+    MERGING as MERGING,
+    RIVALS as RIVALS,
+    SMALLER as SMALLER,
+    SPEEDS as SPEEDS,
+    UNGUIDED as UNGUIDED,
+    Frontier as Frontier,
+    Point as Point,
+    candidate_points as candidate_points,
+    frontier_points as frontier_points,
+    kept_points as kept_points,
+    measure_frontier as measure_frontier,
+    ways_of as ways_of,
+)
 from .journal import Journal as Journal, Row as Row, journal_file as journal_file
-from .measured import read_outcomes as read_outcomes, save_outcomes as save_outcomes
 from .outcomes import (
     LEVERS as LEVERS,
     NOT_USED as NOT_USED,
     SUMMARY_COLUMNS as SUMMARY_COLUMNS,
     Outcomes as Outcomes,
     paired_difference as paired_difference,
+    read_outcomes as read_outcomes,
     recovered_share as recovered_share,
+    save_outcomes as save_outcomes,
     student_shares as student_shares,
     summarize as summarize,
 )

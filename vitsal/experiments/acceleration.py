@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,17 +22,18 @@ from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.factory import Guide
 from vitsal.models.pixels import resize
-from vitsal.models.sizes import resized
+from vitsal.models.sizes import resized_each
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction, forward_reduced
 from vitsal.students.student import Student
 from vitsal.tuning.answers import check_answering, judge_answers
-from vitsal.tuning.lessons import merge_counts, smaller_sizes
+from vitsal.tuning.lessons import can_soften, merge_counts, smaller_sizes
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14)  # of the patches along each side
 MERGED = (0.15, 0.2, 0.31, 0.5, 0.65, 0.8, 1.0)  # of the tokens that blocks share out: 2 to 16 of 196 in 12 blocks
 DECREASING = 2  # the largest of these counts, also with a schedule that decreases
+SOFTENED = ("1", "1-")
 SLACK = 0.06  # by how much a point may be cheaper than was asked
 CARD = """---
 library_name: vitsal
@@ -67,11 +69,16 @@ several objects in one, may lose more.
 
 
 def all_reductions(target: nn.Module, guided: bool) -> list[Reduction]:
-    """Every way to reduce a target that is tried: keep ratios (where there is a guide), merging and input sizes."""
+    """Every way to reduce a target that is tried: keep ratios (where there is a guide), merging and input sizes.
+
+    Where a target sees fewer patches, its attention as it is, and softened, in either way.
+    """
     counts = [str(count) for count in merge_counts(target, MERGED)]
     merges = ["0", *counts, *(f"{count}-" for count in counts[-DECREASING:])]
     sizes = [None, *smaller_sizes(target, SIDES)]
-    return [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], merges, sizes)]
+    plain = [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], merges, sizes)]
+    fewer = [one for one in plain if one.guided or one.input_size] if can_soften(target) else []
+    return [*plain, *(replace(one, soften=soften) for soften in SOFTENED for one in fewer)]
 
 
 def operating_points(
@@ -87,15 +94,10 @@ def operating_points(
     Raises:
         UserError: no reduction comes so far.
     """
-    image, tried, found = example_images(target, 1), all_reductions(target, guide is not None), {}
-    saliency = torch.zeros(1, *grid_size(target), device=image.device)
-    twins = {size: resized(target, size) for size in {reduction.input_size for reduction in tried}}
-    whole = count_operations(partial(target, image))
+    image, tried = example_images(target, 1), all_reductions(target, guide is not None)
+    whole, operations = count_operations(partial(target, image)), count_reductions(target, tried, progress=progress)
     choosing = 0 if guide is None else count_operations(partial(guide, image))
-    for reduction in tqdm(tried, desc="operations", mininterval=1, disable=not progress):
-        size = reduction.input_size
-        run = partial(forward_reduced, twins[size], resize(image, size), reduction, saliency)
-        found[reduction] = whole / (count_operations(run) + choosing * reduction.guided)
+    found = {reduction: whole / (count + choosing * reduction.guided) for reduction, count in operations.items()}
     reached = {reduction: times for reduction, times in found.items() if times >= speed_up}
     if not reached:
         name, most = target.pretrained_cfg["architecture"], max(found.values())
@@ -105,6 +107,20 @@ def operating_points(
         )
     most = (1 + SLACK) * min(reached.values())
     return {reduction: times for reduction, times in reached.items() if times <= most}
+
+
+def count_reductions(
+    target: nn.Module, reductions: Iterable[Reduction], *, progress: bool = True
+) -> dict[Reduction, int]:
+    """Operations of a target on one image, reduced in each of these ways, whoever chooses its patches."""
+    image, tried, found = example_images(target, 1), list(reductions), {}
+    saliency = torch.zeros(1, *grid_size(target), device=image.device)
+    twins = resized_each(target, (reduction.input_size for reduction in tried))
+    for reduction in tqdm(tried, desc="operations", mininterval=1, disable=not progress):
+        plain, size = replace(reduction, soften="0"), reduction.input_size  # softening costs nothing
+        run = partial(forward_reduced, twins[size], resize(image, size), plain, saliency)
+        found[reduction] = found.get(plain) or count_operations(run)
+    return found
 
 
 def choose_reduction(

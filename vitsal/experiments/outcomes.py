@@ -1,21 +1,26 @@
-"""Per-image outcomes of an experiment, and their summary: accuracy with its interval."""
+"""Per-image outcomes of an experiment: their summary, accuracy with its interval; and a file of them for others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vitsal.analysis.intervals import Interval, bootstrap, wilson_interval
-from vitsal.errors import UserError, first_few
+from vitsal.errors import UserError, check_file, first_few
+from vitsal.jobs.files import write_whole
 from vitsal.reduction.reduction import Reduction, as_reduction
 
 LEVERS = list(Reduction().columns)
 NOT_USED = {name: value for name, value in Reduction().columns.items() if name != "keep_ratio"}  # by dropping alone
 SUMMARY_COLUMNS = ["target", "guide", *LEVERS, "n", "correct", "top1", "ci_low", "ci_high"]
+CELL = ["guide", *LEVERS]
+COLUMNS = ["image", "label", *CELL, "prediction"]  # of a file
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Outcomes:
 def summarize(outcomes: Outcomes, target: str) -> pd.DataFrame:
     """One row per guide and reduction: number of images, accuracy (top1, a fraction), and its 95 % Wilson interval.
 
-    Where nothing is merged, merge is "none"; the target's own input size is "own".
+    Where nothing is merged, merge is "none", and so is soften; the target's own input size is "own".
 
     Raises:
         UserError: there are no outcomes.
@@ -102,3 +107,42 @@ def student_shares(outcomes: Outcomes) -> dict[tuple[str, float | Reduction], In
     students = [point for point in outcomes.predictions if point[0].startswith("student ")]
     asked = [(name, key) for name, key in students if as_reduction(key).guided]
     return {point: recovered_share(outcomes, *point, chance="random", ideal="rollout") for point in asked}
+
+
+def save_outcomes(outcomes: Outcomes, path: str | Path) -> None:
+    """Write outcomes as Parquet: one row per guide, reduction and image, with what they are about.
+
+    Any tool that reads Parquet can read the rows; `read_outcomes` gives the outcomes back.
+    """
+    same = {"image": outcomes.names, "label": np.asarray(outcomes.labels)}
+    parts = [
+        pd.DataFrame(same | {"guide": guide, "prediction": np.asarray(predicted)} | as_reduction(key).columns)
+        for (guide, key), predicted in outcomes.predictions.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)[COLUMNS].astype({"label": "int32", "prediction": "int32"})
+    table.attrs = {"about": dict(outcomes.about), "skipped": dict(outcomes.skipped)}
+    write_whole(Path(path), partial(table.to_parquet, index=False, compression="zstd", write_page_checksum=True))
+
+
+def read_outcomes(path: str | Path) -> Outcomes:
+    """The outcomes in a file of `save_outcomes`.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or not one of outcomes.
+    """
+    check_file("outcomes", path)
+    try:
+        table = pd.read_parquet(path, page_checksum_verification=True)
+        # files of before there was more than dropping have no such columns
+        table = table.assign(**{name: value for name, value in NOT_USED.items() if name not in table})[COLUMNS]
+        groups = dict(tuple(table.groupby(CELL, sort=False)))
+        first = next(iter(groups.values()))
+        if any(list(rows.image) != list(first.image) for rows in groups.values()):
+            raise ValueError("its images are not the same for all guides and reductions")
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise UserError(f"{path} cannot be read as outcomes ({error}); name another, or move it.") from error
+    predictions = {
+        (guide, Reduction.from_columns(*levers).key): rows.prediction.to_numpy()
+        for (guide, *levers), rows in groups.items()
+    }
+    return Outcomes(list(first.image), first.label.to_numpy(), predictions, **table.attrs)

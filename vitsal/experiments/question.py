@@ -21,7 +21,7 @@ from vitsal.guides.factory import Guide, models_in
 from vitsal.jobs.devices import device_name
 from vitsal.jobs.identity import describe, question_hash
 from vitsal.jobs.processes import computed_precision, make_accelerator
-from vitsal.models.sizes import resized
+from vitsal.models.sizes import resized_each
 from vitsal.reduction.reduction import Reduction, as_reduction, check_reduction
 
 ANY_GUIDE = "any"  # keeping all patches is the untouched target, whoever chooses
@@ -71,8 +71,7 @@ class Question:
     @cached_property
     def targets(self) -> dict[tuple[int, int] | None, nn.Module]:
         """Input size -> the target of that size, of the same weights; None is its own."""
-        sizes = {reduction.input_size for reduction in self.by_code.values()}
-        return {size: resized(self.target, size) for size in sizes}
+        return resized_each(self.target, (reduction.input_size for reduction in self.by_code.values()))
 
     @cached_property
     def cells(self) -> dict[tuple[str, float | Reduction], Cell]:

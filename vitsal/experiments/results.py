@@ -99,8 +99,10 @@ def read_results(path: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, float_precision="round_trip", dtype=types, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
-    if list(table.columns) == [column for column in RESULT_COLUMNS if column not in NOT_USED]:
-        table = table.assign(**NOT_USED)[RESULT_COLUMNS]  # written before there was more than dropping
+    if CHECKSUM in table:  # written before there was more than dropping, it lacks columns
+        table = table.assign(**{name: value for name, value in NOT_USED.items() if name not in table})
+    if set(table.columns) == set(RESULT_COLUMNS):
+        table = table[RESULT_COLUMNS]
     if list(table.columns) != RESULT_COLUMNS:
         raise UserError(f"{path} is no results table of vitsal, and is left as it is; name another, or move it.")
     _check_whole(table, copy, path)

@@ -20,7 +20,12 @@ from .pixels import (
     resize as resize,
     to_pixels as to_pixels,
 )
-from .sizes import check_size as check_size, resized as resized
+from .sizes import (
+    check_size as check_size,
+    resized as resized,
+    resized_each as resized_each,
+    whole_grid as whole_grid,
+)
 from .tokens import (
     default_readout as default_readout,
     grid_size as grid_size,

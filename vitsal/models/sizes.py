@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from itertools import chain
 
 from torch import nn
 
 from vitsal.errors import UserError
-from vitsal.models.tokens import input_size
+from vitsal.models.tokens import grid_size, input_size
 
 
 def resized(model: nn.Module, size: tuple[int, int] | None) -> nn.Module:
@@ -30,7 +31,18 @@ def resized(model: nn.Module, size: tuple[int, int] | None) -> nn.Module:
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin = deepcopy(model, shared)
     twin.set_input_size(img_size=tuple(size))
+    twin.whole_grid = whole_grid(model)
     return twin
+
+
+def whole_grid(model: nn.Module) -> tuple[int, int]:
+    """(gh, gw), the patch grid of a model at its own input size: for a twin of another size, that of its original."""
+    return getattr(model, "whole_grid", None) or grid_size(model)
+
+
+def resized_each(model: nn.Module, sizes: Iterable[tuple[int, int] | None]) -> dict[tuple[int, int] | None, nn.Module]:
+    """Size -> the model's twin for images of that size (`resized`), one for each of these sizes; None is its own."""
+    return {size: resized(model, size) for size in set(sizes)}
 
 
 def check_size(model: nn.Module, size: tuple[int, int]) -> None:

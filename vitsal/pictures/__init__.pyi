@@ -1,9 +1,11 @@
 from .charts import (
     LiveCurve as LiveCurve,
+    draw_frontier as draw_frontier,
     label_drop_axis as label_drop_axis,
     plot_accuracy_against_throughput as plot_accuracy_against_throughput,
     plot_attention_distances as plot_attention_distances,
     plot_drop_curves as plot_drop_curves,
+    plot_frontier as plot_frontier,
     plot_intervals as plot_intervals,
     plot_learning_curves as plot_learning_curves,
     plot_probes as plot_probes,

@@ -153,6 +153,40 @@ def _best_curve(joined: pd.DataFrame) -> str | None:
     return unbeaten.value_counts().idxmax() if len(unbeaten) else None
 
 
+def draw_frontier(table: pd.DataFrame, whole: float, title: str) -> plt.Figure:
+    """The slide: `plot_frontier` alone."""
+    set_slide_style()
+    figure, axis = plt.subplots()
+    plot_frontier(axis, table, whole, title)
+    return figure
+
+
+def plot_frontier(
+    axis: plt.Axes, table: pd.DataFrame, whole: float, title: str, styles: Mapping[str, int] | None = None
+) -> None:
+    """Draw accuracy against by how many times fewer operations; what was best on the images of the choice has a ring.
+
+    Args:
+        axis: where to draw.
+        table: `vitsal.experiments.Frontier.table`.
+        whole: accuracy of whole images, a fraction: a star at 1.
+        title: of the legend: target, data, weights.
+        styles: way -> number of colour and marker, as in other charts; in the table's order without.
+    """
+    styles = styles or {way: number for number, way in enumerate(table.way.unique())}
+    axis.plot(1, 100 * whole, color="black", marker="*", markersize=22, ls="none", label="whole image")
+    for way, rows in table.groupby("way", sort=False):
+        rows, style = rows.sort_values("operations"), curve_style(styles[way])
+        reach = 100 * np.array([rows.top1 - rows.ci_low, rows.ci_high - rows.top1])
+        axis.errorbar(rows.operations, 100 * rows.top1, reach, label=way, elinewidth=1.5, capsize=4, **style)
+    best = table[table.best]
+    ring = {"facecolors": "none", "edgecolors": COLOURS[6], "linewidths": 2, "zorder": 3}
+    axis.scatter(best.operations, 100 * best.top1, s=420, label="chosen for its speed", **ring)
+    axis.set(xlabel="times fewer operations, the guide's among them", ylabel="top-1 accuracy (%)", ylim=(None, 100))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left", title=f"{title}\nn = {table.n.max():,}", alignment="left")
+
+
 def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Accuracy beside throughput, matched by guide and whole percent of patches dropped, few dropped first.
 

@@ -22,9 +22,8 @@ from vitsal.models.classes import Prediction
 from vitsal.pictures.overlays import overlay, tile_pictures
 from vitsal.pictures.style import SLIDE, shorten
 
-TITLE = 0.5  # inches left for a title of the whole sheet
-BAR = 0.9  # and for a colour bar under it
-BAR, NAME = 1.0, 2.0  # inches left for a colour bar beside the pictures; that a row's name takes at least, to lie flat
+TITLE, BAR = 0.5, 1.0  # inches left for a title of the whole sheet; for a colour bar under the pictures or beside them
+NAME = 2.0  # inches that a row's name takes at least, to lie flat
 Grid = list[list[tuple[str, np.ndarray] | None]]  # headings and pictures in rows, all of one length
 
 
@@ -84,11 +83,12 @@ def contact_sheet(samples: Sequence[Mapping[str, np.ndarray]], title: str = "") 
     grids = [_arrange(samples, across, abreast) for across, abreast in ways]
     grid = max(grids, key=lambda grid: (_picture_width(grid), -len(grid) * len(grid[0])))  # of equals, fewest gaps
     figure, axes = plt.subplots(len(grid), len(grid[0]), squeeze=False, figsize=SLIDE, layout="compressed")
+    width = _picture_width(grid, below=BAR)
     for axis, cell in zip(axes.flat, chain(*grid), strict=True):
         axis.axis("off")
         if cell:
             show_picture(axis, cell[1])
-            write_titles([axis], [cell[0]], _picture_width(grid, below=BAR))
+            write_titles([axis], [cell[0]], width)
     add_colour_bar(figure)
     if title:
         figure.suptitle(title, parse_math=False)
@@ -120,9 +120,8 @@ def picture_size(
 ) -> tuple[float, float]:
     """Height and width, in inches, of pictures shaped as this one, (H, W, 3), in a grid that fills a slide.
 
-    All of the slide, that is, but for a title above, and so many inches below.
-
-    Headings are written over them, row by row, in lines of 16 letters (`fit_text`).
+    A title is left room for above, and so many inches `below`; headings are written over the pictures, row by row, in
+    lines of 16 letters (`fit_text`).
     """
     aspect = picture.shape[1] / picture.shape[0]
     lines = sum(max((len(fit_text(text, width=1)[0].splitlines()) for text in row), default=0) for row in headings)

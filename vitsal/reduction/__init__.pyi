@@ -29,4 +29,11 @@ from .reduction import (
     forward_reduced as forward_reduced,
     reduced as reduced,
 )
+from .soften import (
+    attention_scale as attention_scale,
+    query_norms as query_norms,
+    read_softening as read_softening,
+    soften_attention as soften_attention,
+    soften_schedule as soften_schedule,
+)
 from .surgery import eval_mode as eval_mode, replaced as replaced

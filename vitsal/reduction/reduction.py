@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import Merged, merge_tokens
+from vitsal.reduction.soften import query_norms, read_softening, soften_attention
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,23 @@ class Reduction:
         keep_ratio: fraction of the patches kept, in (0, 1], those that a guide finds most salient.
         merge: how many tokens each block merges away, as `vitsal.reduction.merge_schedule` reads it.
         input_size: (H, W) in pixels to which images are resized; None is the model's own.
+        soften: by how much attention is softened where a model sees fewer patches than its own, as
+            `vitsal.reduction.soften_schedule` reads it. It costs nothing; "0" leaves attention as it is.
 
     Raises:
-        UserError: the keep ratio is no number in (0, 1].
+        UserError: the keep ratio is no number in (0, 1], or softening none from 0 to below 10.
     """
 
     keep_ratio: float = 1.0
     merge: str = "0"
     input_size: tuple[int, int] | None = None
+    soften: str = "0"
 
     def __post_init__(self) -> None:
         ratio = check_number("keep ratio", self.keep_ratio, 0, 1, open_end="low")
         object.__setattr__(self, "keep_ratio", ratio)  # 1 and 1.0 have one name
+        average, decreasing = read_softening(self.soften)
+        object.__setattr__(self, "soften", f"{average:g}{'-' * decreasing}" if average else "0")
 
     def __str__(self) -> str:
         """Such as "keep 0.5, merge 8, 160 x 160 px"."""
@@ -44,10 +51,11 @@ class Reduction:
 
     @property
     def others(self) -> str:
-        """What is done besides dropping patches, such as "merge 8, 160 x 160 px"; "" for nothing."""
+        """What is done besides dropping patches, such as "merge 8, 160 x 160 px, soften 1"; "" for nothing."""
         merge = f"merge {self.merge}" if self.merges else None
         size = self.input_size and "{} x {} px".format(*self.input_size)
-        return ", ".join(filter(None, [merge, size]))
+        soften = f"soften {self.soften}" if self.softens else None
+        return ", ".join(filter(None, [merge, size, soften]))
 
     @property
     def key(self) -> float | Reduction:
@@ -61,16 +69,17 @@ class Reduction:
 
     @property
     def columns(self) -> dict[str, float | str]:
-        """What tables say of it: keep ratio, merge (or "none"), input size (such as "160 x 160", or "own")."""
+        """What tables say of it: keep ratio, merge and soften (or "none"), and input size ("160 x 160", or "own")."""
         size = "{} x {}".format(*self.input_size) if self.input_size else "own"
         merge = self.merge if self.merges else "none"
-        return {"keep_ratio": self.keep_ratio, "merge": merge, "input_size": size}
+        soften = self.soften if self.softens else "none"
+        return {"keep_ratio": self.keep_ratio, "merge": merge, "input_size": size, "soften": soften}
 
     @classmethod
-    def from_columns(cls, keep_ratio: float, merge: str, input_size: str) -> Reduction:
+    def from_columns(cls, keep_ratio: float, merge: str, input_size: str, soften: str = "none") -> Reduction:
         """The reduction of which a table says so (`columns`)."""
         size = None if input_size == "own" else tuple(map(int, input_size.split(" x ")))
-        return cls(keep_ratio, "0" if merge == "none" else merge, size)
+        return cls(keep_ratio, "0" if merge == "none" else merge, size, "0" if soften == "none" else soften)
 
     @property
     def guided(self) -> bool:
@@ -82,6 +91,11 @@ class Reduction:
         """Whether tokens are merged."""
         return self.merge != "0"
 
+    @property
+    def softens(self) -> bool:
+        """Whether attention is softened, where there are fewer patches."""
+        return self.soften != "0"
+
 
 def as_reduction(reduction: float | Reduction) -> Reduction:
     """A reduction, or the one that a keep ratio alone stands for."""
@@ -89,10 +103,12 @@ def as_reduction(reduction: float | Reduction) -> Reduction:
 
 
 def check_reduction(model: nn.Module, reduction: Reduction) -> None:
-    """Raise UserError if the tokens of `model` are to be merged and cannot be, or not by this schedule."""
+    """Raise UserError if tokens of `model` are to be merged and cannot be, or its attention softened and cannot be."""
     if reduction.merges:
         with merge_tokens(model, reduction.merge):
             pass
+    if reduction.softens:
+        query_norms(model)
 
 
 @dataclass(frozen=True)
@@ -116,13 +132,13 @@ class Shown:
 
 @contextmanager
 def reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Iterator[Shown]:
-    """Inside this context `model` runs on these images (B, 3, H, W), patches dropped and tokens merged as is said.
+    """Inside this context `model` runs on these images (B, 3, H, W), reduced as is said.
 
     Model and images have the reduction's size already (`vitsal.models.resized`, `vitsal.models.resize`). Saliency
     (B, gh, gw), for a reduction that keeps a part of the patches, is laid on the model's grid.
 
     Raises:
-        UserError: patches are to be chosen without saliency, or tokens merged that cannot be (`merge_tokens`).
+        UserError: patches are to be chosen without saliency, or the model does not allow it (`check_reduction`).
     """
     keep = merged = None
     with ExitStack() as stack:
@@ -133,6 +149,9 @@ def reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Te
             stack.enter_context(keep_patches(model, keep := top_k_patches(laid, reduction.keep_ratio)))
         if reduction.merges:
             merged = stack.enter_context(merge_tokens(model, reduction.merge))
+        if reduction.softens:
+            seen = math.prod(grid_size(model, images)) if keep is None else keep.shape[1]
+            stack.enter_context(soften_attention(model, seen, reduction.soften))
         yield Shown(keep, merged)
 
 

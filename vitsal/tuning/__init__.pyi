@@ -9,6 +9,7 @@ from .answers import (
 from .lessons import (
     Lesson as Lesson,
     Lessons as Lessons,
+    can_soften as can_soften,
     merge_counts as merge_counts,
     noisy_ranking as noisy_ranking,
     smaller_sizes as smaller_sizes,

@@ -14,7 +14,7 @@ from vitsal.data.images import Batch
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.factory import Guide
-from vitsal.models.sizes import resized
+from vitsal.models.sizes import resized_each
 from vitsal.reduction.reduction import Reduction, forward_each
 from vitsal.tuning.lessons import Lessons
 
@@ -53,8 +53,11 @@ def compare_answers(
         whole image's, by the target (`same_before`) and tuned (`same_after`), and the mean divergence in nats
         (`kl_before`, `kl_after`).
     """
-    asked = [(None, Reduction()), *((name, Reduction(ratio)) for name in guides for ratio in RATIOS)]
-    asked += [(None, Reduction(input_size=size)) for size in _middle(lessons.sizes)]
+    asked = [
+        (None, Reduction()),
+        *((name, Reduction(ratio, soften=lessons.soften)) for name in guides for ratio in RATIOS),
+    ]
+    asked += [(None, Reduction(input_size=size, soften=lessons.soften)) for size in _middle(lessons.sizes)]
     asked += [(None, Reduction(merge=merge)) for merge in _middle(lessons.merges)]
     models = {"before": target, "after": tuned}
     judged = judge_answers(target, models, asked, guides, batches)
@@ -86,8 +89,8 @@ def judge_answers(
     """
     check_answering(target)
     device, skipped, found = next(target.parameters()).device, {}, {name: [] for name in models}
-    sizes = {reduction.input_size for _, reduction in asked}
-    twins = {name: {size: resized(model, size) for size in sizes} for name, model in models.items()}
+    sizes = [reduction.input_size for _, reduction in asked]
+    twins = {name: resized_each(model, sizes) for name, model in models.items()}
     for batch in batches:
         skipped |= batch.skipped
         if batch.names:

@@ -20,6 +20,7 @@ from vitsal.reduction.reduction import Reduction, check_reduction
 
 SIZES = (8 / 14, 10 / 14, 12 / 14)  # of the patches along each side: 128, 160 and 192 of 224 pixels
 MERGED = (0.5, 0.8, 1.0)  # of the tokens that each block of as many would merge away: 8, 13 and 16 of 196 in 12 blocks
+SOFTENED = "1-"  # as `vitsal.reduction.soften_schedule` reads it
 NOISE = (0.0, 0.25, 0.5, 1.0)  # on ranks from 0 to 1, uniform from 0 to this
 
 
@@ -41,6 +42,7 @@ class Lessons:
         merges: schedules.
         keep_ratios: lowest and highest.
         shares: of dropping, merging, and smaller images.
+        soften: how attention is softened for fewer patches and smaller images (`vitsal.Reduction`).
         seed: of what is drawn.
 
     Raises:
@@ -52,6 +54,7 @@ class Lessons:
     merges: tuple[str, ...]
     keep_ratios: tuple[float, float] = TuningSettings.keep_ratios
     shares: tuple[float, float, float] = TuningSettings.shares
+    soften: str = "0"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,18 +67,20 @@ class Lessons:
     def for_model(cls, model: nn.Module, guides: Iterable[str], settings: TuningSettings) -> Lessons:
         """The lessons that were asked for; where nothing was, what suits the grid and the depth of a model.
 
-        UserError for a size or a schedule that the model does not allow.
+        UserError for a size, a schedule or a softening that the model does not allow.
         """
         counts = merge_counts(model, MERGED)
         merges = (*map(str, counts), f"{counts[-1]}-") if counts else ()
         sizes = tuple(smaller_sizes(model, SIZES)) if settings.sizes is None else settings.sizes
         merges = merges if settings.merges is None else settings.merges
+        soften = (SOFTENED if can_soften(model) else "0") if settings.soften is None else settings.soften
         for reduction in [
+            Reduction(soften=soften),
             *(Reduction(merge=merge) for merge in merges),
             *(Reduction(input_size=size) for size in sizes),
         ]:
             check_reduction(resized(model, reduction.input_size), reduction)
-        return cls(tuple(guides), sizes, merges, settings.keep_ratios, settings.shares, settings.seed)
+        return cls(tuple(guides), sizes, merges, settings.keep_ratios, settings.shares, soften, settings.seed)
 
     @property
     def _shares(self) -> dict[str, float]:
@@ -88,11 +93,11 @@ class Lessons:
         dice, shares = random.Random(seed_of(self.seed, "lesson", step)), self._shares
         kind = dice.choices(list(shares), list(shares.values()))[0]
         if kind == "shrink":
-            return Lesson(Reduction(input_size=dice.choice(self.sizes)))
+            return Lesson(Reduction(input_size=dice.choice(self.sizes), soften=self.soften))
         if kind == "merge":
             return Lesson(Reduction(merge=dice.choice(self.merges)))
         ratio = math.exp(dice.uniform(*map(math.log, self.keep_ratios)))
-        return Lesson(Reduction(round(ratio, 3)), dice.choice(self.guides), dice.choice(NOISE))
+        return Lesson(Reduction(round(ratio, 3), soften=self.soften), dice.choice(self.guides), dice.choice(NOISE))
 
 
 def noisy_ranking(saliency: Tensor, noise: Tensor) -> Tensor:
@@ -117,6 +122,15 @@ def smaller_sizes(model: nn.Module, shares: Sequence[float]) -> list[tuple[int, 
         return [size for size in dict.fromkeys(sides) if resized(model, size) is not model]
     except UserError:
         return []
+
+
+def can_soften(model: nn.Module) -> bool:
+    """Whether the attention of a model can be softened."""
+    try:
+        check_reduction(model, Reduction(soften=SOFTENED))
+    except UserError:
+        return False
+    return True
 
 
 def merge_counts(model: nn.Module, shares: Sequence[float]) -> list[int]:
