@@ -1,0 +1,162 @@
+"""The frontier: every way at every speed, chosen on some images, reported on others."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import noise_image, randomise
+
+from vitsal.analysis.cost import count_operations
+from vitsal.data.opening import open_data
+from vitsal.errors import UserError
+from vitsal.experiments import acceleration
+from vitsal.experiments.frontier import (
+    MERGING,
+    RIVALS,
+    SMALLER,
+    UNGUIDED,
+    Frontier,
+    Point,
+    candidate_points,
+    frontier_points,
+    measure_frontier,
+    ways_of,
+)
+from vitsal.guides.accelerated import AcceleratedViT
+from vitsal.guides.adapters import StudentGuide
+from vitsal.guides.baselines import RandomGuide
+from vitsal.models.tokens import model_transform
+from vitsal.reduction.reduction import Reduction
+from vitsal.students.student import Student
+from vitsal.tuning.mixture import MixedImages
+
+SPEEDS = (1.5, 2.0)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer ways to try, which takes a tenth of the time."""
+    for name, values in {"RATIOS": (1.0, 0.7, 0.5), "SIDES": (12 / 14, 10 / 14), "MERGED": (0.3, 0.8)}.items():
+        monkeypatch.setattr(acceleration, name, values)
+    monkeypatch.setattr("vitsal.experiments.frontier.SLACK", 0.3)
+
+
+@pytest.fixture
+def guides(tiny_vit):
+    student = randomise(Student(grid_size=(4, 4), width=4).eval())
+    return {"student": StudentGuide(student, tiny_vit), "random": RandomGuide((4, 4))}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """12 images of 10 classes."""
+    for index in range(12):
+        noise_image(tmp_path / "photos" / str(index % 10) / f"{index}.png", seed=index)
+    return str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("reduction", "ways"),
+    [
+        (Reduction(0.5, "8", (32, 32)), ["a", "b"]),
+        (Reduction(merge="8"), [MERGING, UNGUIDED]),
+        (Reduction(input_size=(32, 32)), [SMALLER, UNGUIDED]),
+        (Reduction(merge="8", input_size=(32, 32), soften="1-"), [UNGUIDED]),
+    ],
+)
+def test_ways(reduction, ways):
+    assert ways_of(reduction, ["a", "b"]) == ways
+
+
+def test_points_come_back_from_their_columns():
+    point = Point("student", 2.5, Reduction(0.5, "8@6", (32, 48), "1-"), 2.53, 0.25)
+    assert Point.from_columns(**point.columns) == point
+
+
+@pytest.mark.usefixtures("few")
+def test_candidates_cost_what_they_say_guide_included(tiny_vit, guides):
+    image, found = torch.zeros(1, 3, 64, 64), candidate_points(tiny_vit, guides, SPEEDS)
+    whole = count_operations(lambda: tiny_vit(image))
+    assert {point.way for point in found} == {*RIVALS, *guides}
+    for point in found[::5]:
+        fast = AcceleratedViT(tiny_vit, guides.get(point.way), point.reduction)
+        assert point.operations == pytest.approx(whole / count_operations(lambda fast=fast: fast(image)))
+        assert point.speed <= point.operations <= 1.3 * point.speed
+        assert point.reduction.softens == (point.reduction.guided or point.reduction.input_size is not None)
+    assert len({(point.way, point.speed, point.reduction) for point in found}) == len(found)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_the_point_of_each_way_is_the_one_that_changes_answers_least(tiny_vit, guides, photos):
+    images = MixedImages([open_data(photos, model_transform(tiny_vit))])
+    batches = list(images.batches(range(len(images)), 4))
+    chosen = frontier_points(tiny_vit, guides, batches, SPEEDS)
+    candidates = candidate_points(tiny_vit, guides, SPEEDS)
+    seen = torch.cat([batch.images for batch in batches])
+    wanted = tiny_vit(seen).log_softmax(dim=1)
+    for point in chosen:
+        found = {}
+        for other in (other for other in candidates if (other.way, other.speed) == (point.way, point.speed)):
+            given = AcceleratedViT(tiny_vit, guides.get(point.way), other.reduction)(seen).log_softmax(dim=1)
+            found[other.reduction] = (wanted.exp() * (wanted - given)).sum(dim=1).mean().item()
+        assert point.kl == pytest.approx(min(found.values()), rel=1e-4)
+        assert found[point.reduction] == pytest.approx(point.kl, rel=1e-4)
+    assert {(point.way, point.speed) for point in chosen} == {(point.way, point.speed) for point in candidates}
+
+
+def test_a_guide_with_the_name_of_what_needs_none(tiny_vit):
+    with pytest.raises(UserError, match="'no guide' is what is done without a guide"):
+        frontier_points(tiny_vit, {UNGUIDED: RandomGuide((4, 4))}, [])
+
+
+@pytest.mark.usefixtures("few")
+def test_speeds_that_nothing_reaches(tiny_vit):
+    with pytest.raises(UserError, match="Nothing that is tried makes the target 50 times cheaper"):
+        frontier_points(tiny_vit, {}, [], (50.0, 60.0))
+
+
+@torch.no_grad()
+def test_measured_as_the_pieces_by_hand(tiny_vit, guides, photos):
+    dataset = open_data(photos, model_transform(tiny_vit))
+    points = [
+        Point("student", 2.0, Reduction(0.5, "1"), 2.1, 0.3),
+        Point("random", 2.0, Reduction(0.5, "1"), 2.2, 0.4),
+        Point(MERGING, 2.0, Reduction(merge="2"), 2.0, 0.2),
+        Point(UNGUIDED, 2.0, Reduction(input_size=(48, 48)), 2.05, 0.25),
+    ]
+    found = measure_frontier(tiny_vit, guides, points, dataset, progress=False)
+    samples = [dataset[number] for number in range(len(dataset))]
+    images, labels = (
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+    )
+    for point, right in zip(points, found.hits, strict=True):
+        fast = AcceleratedViT(tiny_vit, guides.get(point.way), point.reduction)
+        assert right.tolist() == (fast(images).argmax(dim=1) == labels).tolist()
+    assert found.whole.tolist() == (tiny_vit(images).argmax(dim=1) == labels).tolist()
+
+
+def test_table_by_hand():
+    whole = np.array([True] * 8 + [False] * 2)
+    points = [
+        Point("student", 2.0, Reduction(0.5), 2.1, 0.3),
+        Point(UNGUIDED, 2.0, Reduction(merge="2"), 2.0, 0.2),
+        Point("student", 3.0, Reduction(0.3), 3.1, 0.9),
+    ]
+    hits = [np.roll(whole, 1), np.array([True] * 5 + [False] * 5), np.array([True] * 4 + [False] * 6)]
+    found = Frontier(points, whole, hits)
+    assert found.best == [points[1], points[2]]
+    table = found.table.set_index(["way", "speed"])
+    assert table.top1.tolist() == [0.8, 0.5, 0.4]
+    assert table.best.tolist() == [False, True, True]
+    assert table.lost.tolist() == pytest.approx([0.0, 0.3, 0.4])
+    student = table.loc["student", 2.0]
+    assert student["over no guide"] == pytest.approx(0.3)
+    assert student["over no guide_low"] < 0.3 < student["over no guide_high"]
+    assert math.isnan(student[f"over {MERGING}"])
+    assert math.isnan(table.loc["student", 3.0]["over no guide"])
+    assert table.loc[UNGUIDED, 2.0]["over no guide"] == 0
+    everywhere = Frontier(points[:1], whole, [whole]).table.iloc[0]
+    assert (everywhere.lost, everywhere.lost_low, everywhere.lost_high) == (0, 0, 0)

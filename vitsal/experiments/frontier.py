@@ -1,0 +1,212 @@
+"""The frontier: how right a target still is at every speed; chosen on some images, reported on others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from vitsal.analysis.cost import count_operations, example_images
+from vitsal.analysis.intervals import Interval, bootstrap, wilson_interval
+from vitsal.data.images import Batch, LabelledImages
+from vitsal.errors import UserError
+from vitsal.experiments.acceleration import SLACK, all_reductions, count_reductions
+from vitsal.experiments.evaluation import drop_curve
+from vitsal.guides.baselines import CenterGuide
+from vitsal.guides.factory import Guide
+from vitsal.jobs.files import read_json, write_whole
+from vitsal.jobs.identity import describe, question_hash
+from vitsal.models.tokens import grid_size
+from vitsal.reduction.reduction import Reduction
+from vitsal.tuning.answers import judge_answers
+from vitsal.tuning.mixture import MixedImages
+
+SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0)
+MERGING, SMALLER, UNGUIDED = RIVALS = ("merging alone", "smaller image alone", "no guide")
+SEED = 0  # of the resampling
+AGAIN = "It holds chosen points: remove it, and they are chosen again."
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to come to one speed.
+
+    Args:
+        way: a guide's name, or one of RIVALS: of what is done without a guide.
+        speed: by how many times fewer operations it was asked for.
+        reduction: what is done to the target.
+        operations: by how many times fewer it has, the guide's among them.
+        kl: mean divergence of its answers from those on whole images, in nats, on the images that it was chosen on.
+    """
+
+    way: str
+    speed: float
+    reduction: Reduction
+    operations: float
+    kl: float = float("nan")
+
+    @property
+    def asked(self) -> tuple[str | None, Reduction]:
+        """The guide, where one is needed, and the reduction, as `vitsal.tuning.judge_answers` takes them."""
+        return (self.way if self.reduction.guided else None), self.reduction
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What tables say of it."""
+        told = {"way": self.way, "speed": self.speed, **self.reduction.columns}
+        return told | {"operations": self.operations, "kl": self.kl}
+
+    @classmethod
+    def from_columns(cls, way: str, speed: float, operations: float, kl: float, **levers: Any) -> Point:
+        """The point of which a table says so (`columns`)."""
+        return cls(way, speed, Reduction.from_columns(**levers), operations, kl)
+
+
+def frontier_points(
+    target: nn.Module, guides: Mapping[str, Guide], batches: Iterable[Batch], speeds: Sequence[float] = SPEEDS
+) -> list[Point]:
+    """For each way and speed that it reaches the point that changes the target's answers least, found without labels.
+
+    Args:
+        target: a timm ViT in eval mode.
+        guides: name -> guide; its own operations count.
+        batches: images to choose on; report on others.
+        speeds: by how many times fewer operations; a point may be up to 6 % cheaper than asked.
+
+    Raises:
+        UserError: a guide that is named as one of RIVALS; no way reaches any of the speeds.
+    """
+    if taken := [name for name in guides if name in RIVALS]:
+        raise UserError(f"{taken[0]!r} is what is done without a guide; name the guide otherwise.")
+    candidates = candidate_points(target, guides, speeds)
+    if not candidates:
+        raise UserError(f"Nothing that is tried makes the target {min(speeds):g} times cheaper. Choose other speeds.")
+    asked = list(dict.fromkeys(point.asked for point in candidates))
+    divergences = judge_answers(target, {"target": target}, asked, guides, batches)["target"][1].mean(dim=1)
+    kl = dict(zip(asked, divergences.tolist(), strict=True))
+    judged = sorted((replace(point, kl=kl[point.asked]) for point in candidates), key=_place)
+    return [min(points, key=lambda point: point.kl) for _, points in groupby(judged, key=_place)]
+
+
+def _place(point: Point) -> tuple[float, str]:
+    return point.speed, point.way
+
+
+def candidate_points(target: nn.Module, guides: Mapping[str, Guide], speeds: Sequence[float]) -> list[Point]:
+    """All that may be chosen for each way and speed; attention softened where it can be."""
+    image, tried = example_images(target, 1), all_reductions(target, guided=bool(guides))
+    softest = {replace(reduction, soften="0"): reduction for reduction in tried}  # of several, the softest comes last
+    whole, operations = count_operations(partial(target, image)), count_reductions(target, softest.values())
+    own = {name: count_operations(partial(guide, image)) for name, guide in guides.items()}
+    found = []
+    for reduction, count in operations.items():
+        for way in ways_of(reduction, guides):
+            times = whole / (count + own.get(way, 0))
+            found += [Point(way, speed, reduction, times) for speed in speeds if speed <= times <= (1 + SLACK) * speed]
+    return found
+
+
+def ways_of(reduction: Reduction, guides: Iterable[str]) -> list[str]:
+    """To which ways a reduction belongs: to any of these guides', or to those without: alone, and together."""
+    if reduction.guided:
+        return list(guides)
+    alone = {(True, False): [MERGING], (False, True): [SMALLER]}
+    return [*alone.get((reduction.merges, reduction.input_size is not None), []), UNGUIDED]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """How often a target is right at points that were chosen on other images.
+
+    Args:
+        points: as `frontier_points` gives them.
+        whole: whether each of n whole images is right, (n,) bool.
+        hits: the same of each point.
+    """
+
+    points: Sequence[Point]
+    whole: np.ndarray
+    hits: Sequence[np.ndarray]
+
+    @property
+    def best(self) -> list[Point]:
+        """Of each speed the point with the least divergence, on the images of the choice."""
+        speeds = dict.fromkeys(point.speed for point in self.points)
+        return [min((p for p in self.points if p.speed == speed), key=lambda point: point.kl) for speed in speeds]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per point: its columns, n, correct, top1 with its 95 % Wilson interval, and whether it is the `best`.
+
+        Paired, with 95 % bootstrap intervals (..._low, ..._high): what it has `lost` against whole images, and won over
+        each of RIVALS at its speed; nothing where that does not come so far.
+        """
+        best, rows = self.best, []
+        found = {(point.way, point.speed): right for point, right in zip(self.points, self.hits, strict=True)}
+        for point, right in zip(self.points, self.hits, strict=True):
+            correct, n = int(right.sum()), len(right)
+            ends = dict(zip(("ci_low", "ci_high"), wilson_interval(correct, n), strict=True))
+            row = point.columns | {"best": point in best, "n": n, "correct": correct, "top1": correct / n} | ends
+            row |= _difference("lost", self.whole, right)
+            for rival in RIVALS:
+                row |= _difference(f"over {rival}", right, found.get((rival, point.speed)))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def _difference(name: str, ours: np.ndarray, theirs: np.ndarray | None) -> dict[str, float]:
+    """Columns of a paired difference of accuracies; not numbers, where there is nothing to compare with."""
+    nothing = Interval(*3 * [float("nan")])
+    found = nothing if theirs is None else bootstrap([ours, theirs], lambda one, other: one - other, SEED)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
+def measure_frontier(
+    target: nn.Module, guides: Mapping[str, Guide], points: Sequence[Point], dataset: LabelledImages, **options: Any
+) -> Frontier:
+    """Let a target classify images at these points, and whole; `options` are those of `vitsal.drop_curve`.
+
+    Each guide sees the images once, with all of its points; killed, it goes on from the journal in `folder`.
+    """
+    outcomes = {}
+    for name, guide in {UNGUIDED: CenterGuide(grid_size(target)), **guides}.items():
+        asked = [point.reduction for point in points if (point.asked[0] or UNGUIDED) == name]
+        outcomes[name] = drop_curve(target, {name: guide}, dataset, [Reduction(), *asked], **options)
+    hits = [outcomes[name].correct(name, point.reduction) for point in points if (name := point.asked[0] or UNGUIDED)]
+    return Frontier(points, outcomes[UNGUIDED].correct(UNGUIDED, Reduction()), hits)
+
+
+def kept_points(
+    folder: str | Path,
+    target: nn.Module,
+    guides: Mapping[str, Guide],
+    images: MixedImages,
+    speeds: Sequence[float],
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> list[Point]:
+    """`frontier_points` on these images, kept in `folder`, and read from there when the same is asked again.
+
+    Raises:
+        UserError: see there; a file of points that is damaged.
+    """
+    about = {"target": describe(target), "guides": {name: describe(guide) for name, guide in guides.items()}}
+    about |= {"data": images.fingerprints, "speeds": list(speeds)}
+    path = Path(folder, f"points-{question_hash(about)}.json")
+    if not path.exists():
+        batches = images.batches(range(len(images)), batch_size, num_workers, progress="points")
+        chosen = [point.columns for point in frontier_points(target, guides, batches, speeds)]
+        kept = {"about": about, "points": chosen, "checksum": question_hash({"points": chosen})}
+        write_whole(path, lambda place: place.write_text(json.dumps(kept, indent=1)))
+    kept = read_json(path, AGAIN)
+    if kept.get("checksum") != question_hash({"points": kept.get("points")}):
+        raise UserError(f"{path} is damaged: its checksum does not fit. {AGAIN}")
+    return [Point.from_columns(**columns) for columns in kept["points"]]
