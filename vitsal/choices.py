@@ -14,12 +14,17 @@ GUIDE_OPTIONS = {
     "last-attention": ("model",),
     "grad-attention": ("model", "category_index"),
     "flow": ("model", "head_fusion", "discard_ratio"),
+    "class-attention": ("model", "block"),
+    "norm-change": ("model", "block"),
+    "activation": ("network",),
     "student": ("student",),
     "random": ("seed",),
     "center": (),
 }  # which of `make_guide`'s options a guide takes; it passes over the others
 GUIDES = tuple(GUIDE_OPTIONS)
-METHODS = tuple(name for name in GUIDES if "model" in GUIDE_OPTIONS[name])  # those that explain a model
+METHODS = tuple(
+    name for name, options in GUIDE_OPTIONS.items() if "model" in options and "block" not in options
+)  # those that explain a model: one early block chooses patches, and knows nothing yet of the answer
 PICTURED = (*METHODS, "heads")
 VIT_EXPLAIN = {"head_fusion": "max", "discard_ratio": 0.9, "category_index": None}  # its defaults
 TEACHERS = ("rollout", "grad-rollout")  # guides whose maps are learnt

@@ -48,7 +48,10 @@ DATA = [*ODD, "none", "Digits", "digits ", "photo.png", "photos", "notes.txt", "
 FILE = [NUL, f"{LONG}.png", "photo.png/new.png", "/proc/new.png", "loop/new.png"]  # for an output
 FOLDER = [NUL, LONG, "photo.png", "photo.png/new", "/proc/new", "loop"]
 STUDENT = ["", NUL, LONG, "none", "photo.png", "photos", "empty", "hf-hub:none", "..", "loop", "foo/bar/baz"]
-METHOD = [*ODD, "rolout", "Rollout", "random", "student", "center"]
+METHOD = [*ODD, "rolout", "Rollout", "random", "student", "center", "class-attention"]
+NETWORK = [*ODD, " ", "vit", "resnet", MODEL, "swin_tiny_patch4_window7_224", "foo:bar", "hf-hub:", "local-dir:", ".",
+           "resnet18.none", "resnet18"]  # fmt: skip
+GUIDE = [*ODD, ",", "rolout", "rollout,", "random,,center", "Random", "student", "any", "activation", "norm-change"]
 ARCHITECTURE = [*ODD, "convnett", "Convnet", "hf-hub:none", "foo:bar", ".", "resnet18.none"]
 
 # what only the work itself can find, when it has begun to write
@@ -123,12 +126,14 @@ BAD = {
     "drop-curve": {
         "data": [*DATA, "words"],
         "target": MODELS,
-        "guide": [*ODD, ",", "rolout", "rollout,", "random,,center", "Random", "student", "any"],
+        "guide": GUIDE,
         "guide_model": MODELS,
         "student": [{"guide": "student", "student": name} for name in STUDENT] + ["digits-convnet-rollout"],
         "head_fusion": [*FUSION, {"guide": "random", "head_fusion": "max"}],
         "discard_ratio": [*SHARE, {"guide": "center", "discard_ratio": "0.5"}],
         "category_index": [*INDEX, {"guide": "random", "category_index": "3"}],
+        "block": ["0", *({"guide": "norm-change", "block": block} for block in [*SEED, "3", "-4", "1001"])],
+        "network": ["test_resnet", *({"guide": "activation", "network": name} for name in NETWORK)],
         "keep": KEEP,
         "checkpoint": CHECKPOINT,
         "guide_checkpoint": CHECKPOINT,
@@ -179,10 +184,11 @@ BAD = {
         "target": MODELS,
         "data": DATA,
         "output": FOLDER,
-        "guide": [*ODD, ",", "rolout", "rollout,", "random,,center", "Random", "student", "any"],
+        "guide": GUIDE,
         "student": [{"guide": "student", "student": name} for name in STUDENT] + ["digits-convnet-rollout"],
         "head_fusion": [*FUSION, {"guide": "random", "head_fusion": "max"}],
         "discard_ratio": [*SHARE, {"guide": "center", "discard_ratio": "0.5"}],
+        "network": ["test_resnet", *({"guide": "activation", "network": name} for name in NETWORK)],
         "checkpoint": CHECKPOINT,
         "split": SPLIT,
         "limit": [*COUNT, "1"],
@@ -222,6 +228,8 @@ BAD = {
         "output": FOLDER,
         "guide": [*ODD, ",", "rolout", "rollout,", "random,,center", "Random", "student", "any"],
         "student": [{"guide": "student", "student": name} for name in STUDENT] + ["digits-convnet-rollout"],
+        "network": ["test_resnet", *({"guide": "activation", "network": name} for name in NETWORK)],
+        "block": ["0", *({"guide": "norm-change", "block": block} for block in [*SEED, "3", "-4", "1001"])],
         "head_fusion": [*FUSION, {"guide": "random", "head_fusion": "max"}],
         "discard_ratio": [*SHARE, {"guide": "center", "discard_ratio": "0.5"}],
         "checkpoint": CHECKPOINT,

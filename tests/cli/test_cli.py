@@ -29,9 +29,9 @@ from vitsal.experiments.outcomes import SUMMARY_COLUMNS, read_outcomes, summariz
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.guides.explainers import GradientRolloutGuide, HeadGuide, RolloutGuide
-from vitsal.guides.factory import picture_guide
+from vitsal.guides.factory import make_guide, picture_guide
 from vitsal.models.classes import class_names, top_classes
-from vitsal.models.loading import load_model, load_sized_model
+from vitsal.models.loading import load_model, load_network, load_sized_model
 from vitsal.models.pixels import to_pixels
 from vitsal.models.tokens import model_transform
 from vitsal.pictures.overlays import overlay
@@ -303,6 +303,21 @@ def test_drop_curve_with_every_lever(folder, checkpoint, tmp_path):
     assert len(pd.read_csv(output)) == 32
     assert "64 x 80" in shown
     assert "merge" not in drop_curve(folder, checkpoint, tmp_path / "plain.csv", "--guide", "center", "--keep", "0.5")
+
+
+def test_drop_curve_by_what_neighbours_choose_by(folder, checkpoint, tmp_path, monkeypatch):
+    network, model = randomise(load_network("test_resnet", pretrained=False)), load_model(MODEL, checkpoint)
+    save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    names, each = ("class-attention", "norm-change", "activation"), tmp_path / "outcomes.parquet"
+    options = ["--guide", ",".join(names), "--block", "-2", "--network", "test_resnet", "--keep", "0.2"]
+    drop_curve(folder, checkpoint, tmp_path / "table.csv", *options, "--outcomes", each)
+    known, data = read_outcomes(each), open_data(str(folder), model_transform(model))
+    for name in names:
+        fast = AcceleratedViT(model, make_guide(name, model, network=network, block=1), 0.2)
+        with torch.no_grad():
+            expected = torch.cat([fast(batch.images).argmax(dim=1) for batch in batches(data, 4)])
+        assert known.predictions[name, 0.2].tolist() == expected.tolist()
 
 
 def test_drop_curve_on_a_smaller_image(folder, checkpoint, tmp_path):

@@ -380,6 +380,8 @@ def test_devices_that_cannot_compute(name):
         (DROP, ["--student", "digits-convnet-rollout"], "--student says nothing to rollout: it is for student."),
         (DROP, ["--guide", "center", "--guide-model", MODEL], "--guide-model says nothing to center"),
         (DROP, ["--guide", "student", "--guide-checkpoint", "gone"], "--guide-model says nothing to student"),
+        (DROP, ["--block", "1"], "--block says nothing to rollout: it is for class-attention, norm-change."),
+        (DROP, ["--network", "resnet18"], "--network says nothing to rollout: it is for activation."),
         (DROP, ["--seed", "3"], "--seed says nothing to rollout: it is for random."),
         (EXPLAIN, ["--method", "last-attention", "--discard-ratio", "0.5"], "--discard-ratio says nothing to last-at"),
         (EXPLAIN, ["--method", "heads", "--head-fusion", "max"], "--head-fusion says nothing to heads"),

@@ -8,14 +8,14 @@ import pytest
 import torch
 from helpers import failing_command, start_command
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vitsal import cli
 from vitsal.cli.targets import _warn_of_limits
 from vitsal.experiments import acceleration, frontier
 from vitsal.guides.accelerated import AcceleratedViT
-from vitsal.models.loading import load_model
+from vitsal.models.loading import load_model, load_network
 from vitsal.reduction.reduction import Reduction
 from vitsal.students.student import Student
 from vitsal.tuning.parameters import load_difference
@@ -55,6 +55,15 @@ def test_tuned_checkpoint_and_difference(tmp_path):
         assert not torch.equal(by_name(images), target(images))
     options = {"checkpoint": tmp_path / "tuned" / "model.safetensors", "limit": 4, "keep": 0.5, "output": "curve.csv"}
     assert "rollout" in succeed(words("drop-curve", **options))
+
+
+@pytest.mark.slow
+def test_tuning_with_a_convnet_that_chooses(tmp_path, monkeypatch):
+    save_file(load_network("test_resnet", pretrained=False).state_dict(), tmp_path / "test_resnet.safetensors")
+    monkeypatch.setenv("VITSAL_WEIGHTS_DIR", str(tmp_path))
+    chosen = {"guide": "activation", "network": "test_resnet"}
+    said = succeed(words("tune-target", **chosen, limit=10, steps=2, batch_size=2, output=tmp_path / "tuned"))
+    assert "activation" in said
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from vitsal.guides.explainers import HeadGuide
 from vitsal.guides.factory import make_guide
 from vitsal.guides.legacy import LegacyGradientRolloutGuide, LegacyRolloutGuide
 from vitsal.guides.rollout import attention_rollout, fuse_gradient, fuse_heads
-from vitsal.models.loading import load_model
+from vitsal.models.loading import load_model, load_network
 from vitsal.models.pixels import convert_images
 from vitsal.students.student import Student
 
@@ -27,9 +27,16 @@ def siglip():
     return randomise(load_model(name, pretrained=False, img_size=96, depth=1, embed_dim=96, num_heads=2))
 
 
+@pytest.fixture(scope="module")
+def inside():
+    """What some guides need to be given."""
+    student, network = Student(grid_size=(4, 4), width=4).eval(), load_network("test_resnet", pretrained=False)
+    return {"student": student, "network": network, "block": 0}
+
+
 @pytest.mark.parametrize("name", GUIDES)
-def test_every_guide_by_name(tiny_vit, images, name):
-    saliency = make_guide(name, tiny_vit, student=Student(grid_size=(4, 4), width=4).eval())(images)
+def test_every_guide_by_name(tiny_vit, images, inside, name):
+    saliency = make_guide(name, tiny_vit, **inside)(images)
     assert saliency.shape == (4, 4, 4)
     assert saliency.isfinite().all()
     assert not saliency.requires_grad
@@ -212,12 +219,11 @@ def test_map_is_laid_on_the_targets_grid():
     assert large.mean().item() == pytest.approx(small.mean().item(), abs=0.02)
 
 
-def test_all_together_on_a_non_square_target():
+def test_all_together_on_a_non_square_target(inside):
     target = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=(96, 64), depth=1))
     inner = randomise(load_model("deit3_small_patch16_224", pretrained=False, img_size=64, depth=1))
-    student = Student(grid_size=(4, 4), width=4).eval()
     for name in GUIDES:
-        assert make_guide(name, target, model=inner, student=student)(torch.randn(2, 3, 96, 64)).shape == (2, 6, 4)
+        assert make_guide(name, target, model=inner, **inside)(torch.randn(2, 3, 96, 64)).shape == (2, 6, 4)
 
 
 @pytest.mark.parametrize(("block", "head", "words"), [(3, 0, "no block 3: this model has 3"), (0, 3, "no head 3")])
@@ -273,15 +279,16 @@ def test_seeds_at_the_ends_of_the_range(tiny_vit, images):
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_table_of_options_is_true(name, tiny_vit, images):
+def test_table_of_options_is_true(name, tiny_vit, images, inside):
     """A map, or a refusal, changes with each option that the table gives the guide, and with no other."""
-    student = Student(grid_size=(4, 4), width=4).eval()
     other = randomise(Student(grid_size=(4, 4), width=4).eval(), seed=3)
-    plain = {"student": student, "discard_ratio": 0.3}
+    plain = {**inside, "discard_ratio": 0.3}
     model = load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=2, num_classes=10)
     changes = {
         "model": randomise(model, seed=5),
         "student": other,
+        "network": randomise(load_network("test_resnet", pretrained=False)),
+        "block": 1,
         "head_fusion": "max",
         "discard_ratio": 0.6,
         "seed": 1,

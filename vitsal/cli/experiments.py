@@ -24,9 +24,11 @@ def drop_curve(
     student: Annotated[
         str | None, typer.Option(help="For the guide student: folders or hub names, with commas between them.")
     ] = None,
+    network: options.Network = None,
     head_fusion: options.PlainHeadFusion = None,
     discard_ratio: options.PlainDiscard = None,
     category_index: options.Category = None,
+    block: options.Block = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, with commas between them.")] = "1.0,0.9,0.7,0.5,0.3,0.2,0.1",
     merge: Annotated[str, typer.Option(help=options.MERGE_HELP)] = "0",
     input_size: Annotated[str | None, typer.Option(help=options.INPUT_HELP)] = None,
@@ -61,9 +63,15 @@ def drop_curve(
     levers = options.parse_levers(keep, merge, input_size, soften)
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     given = options.taken_options(
-        names, head_fusion=head_fusion, discard_ratio=discard_ratio, category_index=category_index, seed=seed
+        names,
+        head_fusion=head_fusion,
+        discard_ratio=discard_ratio,
+        category_index=category_index,
+        block=block,
+        seed=seed,
     )
-    options.taken_options(names, model=guide_checkpoint if guide_model is None else guide_model, student=student)
+    inside = guide_checkpoint if guide_model is None else guide_model
+    options.taken_options(names, model=inside, student=student, network=network)
     weights = [Path(name.strip(), "model.safetensors") for name in (student or "").split(",")]
     size, read = options.parse_image_size(image_size), [options.data_path(data), checkpoint, guide_checkpoint, *weights]
     check_output(output or Path("runs", "table.csv"), *read)
@@ -81,7 +89,8 @@ def drop_curve(
     same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else vs.load_model(inner_name, guide_checkpoint, device=where)
     pupils = vs.load_students(student, where) if student else None
-    choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, **given)
+    convnet = None if network is None else vs.models.load_network(network, device=where)
+    choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, network=convnet, **given)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
     own = vs.models.input_size(vit)
     asked = tuple(replace(one, input_size=None) if one.input_size == own else one for one in reductions)

@@ -16,20 +16,6 @@ from vitsal.errors import check_choice, check_number
 from vitsal.jobs.files import write_whole
 from vitsal.jobs.paths import check_output, check_output_folder
 
-SHOWN = [
-    "way",
-    "speed",
-    "keep_ratio",
-    "merge",
-    "input_size",
-    "soften",
-    "operations",
-    "best",
-    "top1",
-    "lost",
-    "over no guide",
-]
-
 
 def frontier(
     target: Annotated[str, typer.Option(help="The ViT to make faster: any timm ViT.")],
@@ -38,6 +24,8 @@ def frontier(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for journal, table and figure.")],
     guide: Annotated[str, typer.Option(help="Who may choose patches: drop-curve's guides.")] = "student,random",
     student: Annotated[str | None, typer.Option(help="For the guide student, as drop-curve has it.")] = None,
+    network: options.Network = None,
+    block: options.Block = None,
     head_fusion: options.HeadFusion = None,
     discard_ratio: options.Discard = None,
     checkpoint: options.Checkpoint = None,
@@ -56,8 +44,8 @@ def frontier(
     target's answers least is chosen on some images, and its accuracy reported on others. Killed, it goes on.
     """
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
-    explained = options.explain_options(names, head_fusion=head_fusion, discard_ratio=discard_ratio)
-    options.taken_options(names, student=student)
+    explained = options.explain_options(names, head_fusion=head_fusion, discard_ratio=discard_ratio, block=block)
+    options.taken_options(names, student=student, network=network)
     asked = [check_number("speed-up", value, 1, 1_000, open_end="low") for value in options.parse_values(speeds)]
     places = [options.data_path(source) for source in (*data, test_data)]
     check_output_folder(output, *places, target.partition("local-dir:")[2], student)
@@ -68,7 +56,9 @@ def frontier(
     options.check_apart(data, split, test_data, test_split)
     where = vs.find_device(device)
     vit = vs.load_model(target, checkpoint, device=where)
-    guides = vs.guides.make_choosers(names, vit, vs.load_students(student, where) if student else None, **explained)
+    pupils = vs.load_students(student, where) if student else None
+    convnet = None if network is None else vs.models.load_network(network, device=where)
+    guides = vs.guides.make_choosers(names, vit, pupils, network=convnet, **explained)
     transform = vs.model_transform(vit)
     tested = vs.open_data(test_data, transform, split=test_split)
     vs.data.check_classes(tested, vit)
@@ -79,5 +69,6 @@ def frontier(
     write_whole(output / "frontier.csv", partial(found.table.to_csv, index=False))
     name = f"{target}, {checkpoint.parent.name or checkpoint.stem}" if checkpoint else target
     figure = vs.pictures.draw_frontier(found.table, found.whole.mean(), f"{name}\n{test_data}")
-    print(found.table[SHOWN].to_string(index=False, float_format="{:.3f}".format))
+    shown = ["way", "speed", *vs.experiments.LEVERS, "operations", "best", "top1", "lost", "over no guide"]
+    print(found.table[shown].to_string(index=False, float_format="{:.3f}".format))
     print(vs.pictures.save_figure(figure, output, "frontier"))

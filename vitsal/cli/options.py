@@ -25,6 +25,7 @@ from vitsal.errors import (
 )
 
 OPTION_NAMES = {"model": "guide_model"}  # where the command line's differs from the function's
+MOST_BLOCKS = 1_000
 LONGEST_INPUT = 8_192  # pixels
 LONGEST_VALUE = 10_000  # characters of a value that is read as Python writes it; of more, its parser may crash
 
@@ -37,6 +38,7 @@ def takers(option: str) -> str:
 HEAD_FUSION_HELP = f"mean, max or min over the heads, for {takers('head_fusion')}."
 DISCARD_HELP = f"Fraction of each block's attention to drop, from 0 to below 1, for {takers('discard_ratio')}."
 CATEGORY_HELP = f"Index of the class to explain, for {takers('category_index')}; by default the predicted one."
+BLOCK_HELP = f"Number of the one block that is looked at, from 0, or negative from the end, for {takers('block')}."
 SIZE_HELP = "Pixels of the model's input, such as 288x512 or 288,512, or one number; by default the model's own."
 MERGE_HELP = (
     "Tokens that each block merges away: 8, 16- (decreasing), 8@6 (from block 6 on), or a number for each block with "
@@ -51,6 +53,8 @@ HeadFusion = Annotated[str | None, typer.Option(help=HEAD_FUSION_HELP, show_defa
 Discard = Annotated[float | None, typer.Option(help=DISCARD_HELP, show_default="0.9")]
 PlainHeadFusion = Annotated[str | None, typer.Option(help=HEAD_FUSION_HELP, show_default="mean")]
 PlainDiscard = Annotated[float | None, typer.Option(help=DISCARD_HELP, show_default="0.0")]
+Block = Annotated[int | None, typer.Option(help=BLOCK_HELP, min=-MOST_BLOCKS, max=MOST_BLOCKS, show_default="3")]
+Network = Annotated[str | None, typer.Option(help=f"For the guide {takers('network')}: any timm convnet.")]
 Category = Annotated[int | None, typer.Option(help=CATEGORY_HELP)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or pickled tensors.")]

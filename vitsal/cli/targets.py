@@ -26,6 +26,7 @@ def tune_target(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned weights and the report.")],
     guide: Annotated[str, typer.Option(help="Who chooses patches: drop-curve's guides.")] = "rollout,random",
     student: Annotated[str | None, typer.Option(help="For the guide student, as drop-curve has it.")] = None,
+    network: options.Network = None,
     head_fusion: options.HeadFusion = None,
     discard_ratio: options.Discard = None,
     checkpoint: options.Checkpoint = None,
@@ -70,7 +71,7 @@ def tune_target(
     """
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     explained = options.explain_options(names, head_fusion=head_fusion, discard_ratio=discard_ratio)
-    options.taken_options(names, student=student)
+    options.taken_options(names, student=student, network=network)
     settings = TuningSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, whole=whole, limit=limit, seed=seed,
         parameters=tuple(pattern.strip() for pattern in parameters.split(",")), shares=options.parse_values(shares),
@@ -87,7 +88,8 @@ def tune_target(
     accelerator, where = vs.jobs.make_accelerator(), vs.find_device("auto")
     vit = vs.load_model(target, checkpoint, device=where)
     pupils = vs.load_students(student, where) if student else None
-    guides = vs.guides.make_choosers(names, vit, pupils, **explained)
+    convnet = None if network is None else vs.models.load_network(network, device=where)
+    guides = vs.guides.make_choosers(names, vit, pupils, network=convnet, **explained)
     datasets = [vs.open_data(source, vs.model_transform(vit), split=split) for source in data]
     report = vs.tune_target(vit, datasets, guides, output, settings, num_workers=num_workers, accelerator=accelerator)
     if accelerator.is_main_process:

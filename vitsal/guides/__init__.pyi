@@ -13,7 +13,14 @@ from .attention import (
     fused_attention as fused_attention,
     record_attention as record_attention,
 )
-from .baselines import CenterGuide as CenterGuide, RandomGuide as RandomGuide
+from .baselines import (
+    ActivationGuide as ActivationGuide,
+    CenterGuide as CenterGuide,
+    ClassAttentionGuide as ClassAttentionGuide,
+    EarlyGuide as EarlyGuide,
+    NormChangeGuide as NormChangeGuide,
+    RandomGuide as RandomGuide,
+)
 from .explainers import (
     FlowGuide as FlowGuide,
     GradientAttentionGuide as GradientAttentionGuide,

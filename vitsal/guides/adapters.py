@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitsal.guides.baselines import EarlyGuide
 from vitsal.guides.explainers import ModelGuide
 from vitsal.models.pixels import convert_images, denormalize, downsample, fit_grid
 from vitsal.models.tokens import grid_size
@@ -20,7 +21,7 @@ class AdaptedGuide:
     Its map is laid on the target's grid, interpolated bilinearly where the grids differ.
     """
 
-    guide: ModelGuide
+    guide: ModelGuide | EarlyGuide
     target: nn.Module
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from vitsal.choices import GUIDES
 from vitsal.errors import UserError, check_choice
-from vitsal.guides import explainers
+from vitsal.guides import baselines, explainers
 from vitsal.guides.adapters import AdaptedGuide, StudentGuide
-from vitsal.guides.baselines import CenterGuide, RandomGuide
 from vitsal.models.tokens import grid_size
 from vitsal.students.student import Student
 
@@ -25,9 +24,11 @@ def make_guide(
     *,
     model: nn.Module | None = None,
     student: Student | None = None,
+    network: nn.Module | None = None,
     head_fusion: str = "mean",
     discard_ratio: float = 0.0,
     category_index: int | None = None,
+    block: int = 3,
     seed: int = 0,
 ) -> Guide:
     """Make a guide for images prepared for `target`.
@@ -37,13 +38,16 @@ def make_guide(
         target: the ViT whose patches will be dropped.
         model: the ViT inside the guide; the target itself by default.
         student: the student, as `vitsal.students.load_student` gives it.
-        head_fusion, discard_ratio, category_index, seed: what that guide takes; see its class.
+        network: the convnet inside "activation", as `vitsal.models.load_network` gives it.
+        head_fusion, discard_ratio, category_index, block, seed: what that guide takes; see its class.
 
     Raises:
-        UserError: unknown guide, no student for "student", or one of the values cannot be used.
+        UserError: unknown guide, no student or network for the guide that needs one, or a value that cannot be used.
     """
     if name == "student" and student is None:
         raise UserError("The guide 'student' needs a student: a folder or a hub name that holds one (--student).")
+    if name == "activation" and network is None:
+        raise UserError("The guide 'activation' needs a network: any timm convnet, such as mobileone_s0 (--network).")
     inner = target if model is None else model
     makers: dict[str, Callable[[], Guide]] = {
         "rollout": lambda: explainers.RolloutGuide(inner, head_fusion, discard_ratio),
@@ -51,12 +55,15 @@ def make_guide(
         "last-attention": lambda: explainers.LastAttentionGuide(inner),
         "grad-attention": lambda: explainers.GradientAttentionGuide(inner, category_index),
         "flow": lambda: explainers.FlowGuide(inner, head_fusion, discard_ratio),
+        "class-attention": lambda: baselines.ClassAttentionGuide(inner, block),
+        "norm-change": lambda: baselines.NormChangeGuide(inner, block),
+        "activation": lambda: baselines.ActivationGuide(network, target),
         "student": lambda: StudentGuide(student, target),
-        "random": lambda: RandomGuide(grid_size(target), seed),
-        "center": lambda: CenterGuide(grid_size(target)),
+        "random": lambda: baselines.RandomGuide(grid_size(target), seed),
+        "center": lambda: baselines.CenterGuide(grid_size(target)),
     }
     guide = makers[check_choice("guide", name, GUIDES)]()
-    needs_adapting = isinstance(guide, explainers.ModelGuide) and inner is not target
+    needs_adapting = isinstance(guide, explainers.ModelGuide | baselines.EarlyGuide) and inner is not target
     return AdaptedGuide(guide, target) if needs_adapting else guide
 
 

@@ -40,7 +40,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     Settings are what else may differ between models that are loaded by name: buffers that are not saved, a student's
     configuration; of a timm model the pixels' scale, the pooling, the numbers of heads.
     """
-    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
     for name, value in (model.state_dict() | dict(model.named_buffers())).items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
@@ -52,7 +52,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
         return model.configuration
     config = resolve_model_data_config(model)
     heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
-    pooling = getattr(model, "global_pool", None)
+    pooling = getattr(model, "global_pool", None)  # of a convnet a module, told by its text
     return {"global_pool": pooling, "heads": heads, "mean": config["mean"], "std": config["std"]}
 
 

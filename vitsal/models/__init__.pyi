@@ -1,4 +1,5 @@
 from .classes import Prediction as Prediction, class_names as class_names, top_classes as top_classes
+from .convnets import feature_map as feature_map
 from .digits import (
     vitsal_digits_guide as vitsal_digits_guide,
     vitsal_digits_target as vitsal_digits_target,
@@ -7,6 +8,7 @@ from .digits import (
 from .loading import (
     find_weights as find_weights,
     load_model as load_model,
+    load_network as load_network,
     load_sized_model as load_sized_model,
     megabytes as megabytes,
     outline as outline,
@@ -17,6 +19,7 @@ from .pixels import (
     denormalize as denormalize,
     downsample as downsample,
     fit_grid as fit_grid,
+    renormalize as renormalize,
     resize as resize,
     to_pixels as to_pixels,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from timm.data import resolve_model_data_config
 from timm.layers import PatchEmbed
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -19,6 +21,7 @@ from torch import nn
 from torch.types import Device
 
 from vitsal.errors import UserError, cut, is_out_of_memory, quoted, suggestion
+from vitsal.models.convnets import feature_map
 from vitsal.models.digits import MODEL_NAMES  # and registers the embedded models with timm
 from vitsal.models.sizes import check_size
 from vitsal.models.weights import load_state, options_from, read_checkpoint
@@ -26,6 +29,7 @@ from vitsal.models.weights import load_state, options_from, read_checkpoint
 SUPPORTED = (VisionTransformer, Eva, Beit)
 SOURCES = ("hf-hub", "hf_hub", "local-dir")  # of timm, beside its own names
 WEIGHTS_DIR_VARIABLE = "VITSAL_WEIGHTS_DIR"
+Check = Callable[[nn.Module, str], None]  # of a network without weights, and its name: refuses it by a UserError
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
@@ -53,13 +57,35 @@ def load_model(
         UserError: unknown name, unsupported model, no weights to be had, or a checkpoint that does not fit, is damaged,
             or would execute code.
     """
+    return _load(name, checkpoint, _check_supported, pretrained, device, options)
+
+
+def load_network(
+    name: str, checkpoint: str | Path | None = None, *, pretrained: bool = True, device: Device = "cpu", **options: Any
+) -> nn.Module:
+    """Load a timm convnet in eval mode, onto a device, for the feature map that it makes last (`feature_map`).
+
+    Args, Raises: as `load_model`; unsupported is here what gives no such map, such as a ViT.
+    """
+    return _load(name, checkpoint, _check_mapped, pretrained, device, options)
+
+
+def _load(
+    name: str,
+    checkpoint: str | Path | None,
+    check: Check,
+    pretrained: bool,
+    device: Device,
+    options: dict[str, Any],
+) -> nn.Module:
+    """As `load_model` tells it, whatever passes a check of its outline."""
     _check_name(name)
     path = checkpoint or (weights_dir_file(f"{name}.safetensors") if pretrained else None)
     if path is None:
-        model = _create(name, pretrained=pretrained, **options)
+        model = _create(name, check, pretrained=pretrained, **options)
     else:
         state = read_checkpoint(Path(path))
-        model = _create(name, pretrained=False, **options_from(state) | options)
+        model = _create(name, check, pretrained=False, **options_from(state) | options)
         load_state(model, state, path)
     return model.eval().to(device)
 
@@ -136,10 +162,10 @@ def _hub_id(name: str) -> str:
     return (config and config.hf_hub_id) or ""
 
 
-def _create(name: str, *, pretrained: bool, **options: object) -> nn.Module:
+def _create(name: str, check: Check, *, pretrained: bool, **options: object) -> nn.Module:
     """Create the model: an unsupported one is refused, and a download announced, before its weights are fetched."""
     try:
-        _check_supported(outline(name, **options), name)
+        check(outline(name, **options), name)
         if pretrained and _hub_id(name) and not find_weights(name) and not constants.HF_HUB_OFFLINE:
             _check_reachable(constants.ENDPOINT)
             size = megabytes(outline(name))
@@ -183,3 +209,7 @@ def _check_supported(model: nn.Module, name: str) -> None:
             f"{name!r} is a hybrid: its tokens come out of a {embedding.__name__}, whose convolutions look beyond a "
             "patch, so that no patch can be dropped. Supported are ViTs whose tokens are patches."
         )
+
+
+def _check_mapped(network: nn.Module, name: str) -> None:
+    feature_map(network, torch.zeros(1, *resolve_model_data_config(network)["input_size"], device="meta"))

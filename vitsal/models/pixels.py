@@ -15,7 +15,11 @@ def convert_images(images: Tensor, source: nn.Module, target: nn.Module) -> Tens
 
     Undoes one normalisation, resizes, applies the other: a guide sees what the target sees, in its own scale.
     """
-    images = resize(images, input_size(target))
+    return renormalize(resize(images, input_size(target)), source, target)
+
+
+def renormalize(images: Tensor, source: nn.Module, target: nn.Module) -> Tensor:
+    """Undo one model's normalisation and apply another's, in the same size: (B, 3, H, W) -> (B, 3, H, W)."""
     have, want = resolve_model_data_config(source), resolve_model_data_config(target)
     if (have["mean"], have["std"]) == (want["mean"], want["std"]):
         return images
