@@ -87,7 +87,7 @@ def student():
     return randomise(Student(grid_size=(4, 4), width=4).eval())
 
 
-ALL = Reduction(0.75, "2", (48, 48))  # 9 patches, of which 7 are kept, and 3, 2 and 1 of them merged away
+ALL = Reduction(0.75, "2", (48, 48), "1-")  # 9 patches, of which 7 are kept, and 3, 2 and 1 of them merged away
 
 
 @torch.no_grad()
