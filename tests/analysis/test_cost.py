@@ -29,6 +29,7 @@ COLUMNS = [
     "keep_ratio",
     "merge",
     "input_size",
+    "soften",
     "batch_size",
     "precision",
     "device",

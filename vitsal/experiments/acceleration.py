@@ -30,8 +30,18 @@ from vitsal.tuning.answers import check_answering, judge_answers
 from vitsal.tuning.lessons import can_soften, merge_counts, smaller_sizes
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14)  # of the patches along each side
-MERGED = (0.15, 0.2, 0.31, 0.5, 0.65, 0.8, 1.0)  # of the tokens that blocks share out: 2 to 16 of 196 in 12 blocks
+SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14, 8 / 14)  # of the patches along each side
+MERGED = (
+    0.15,
+    0.2,
+    0.31,
+    0.37,
+    0.43,
+    0.5,
+    0.65,
+    0.8,
+    1.0,
+)  # of the tokens that blocks share out: 2 to 16 of 196 in 12 blocks
 DECREASING = 2  # the largest of these counts, also with a schedule that decreases
 SOFTENED = ("1", "1-")
 SLACK = 0.06  # by how much a point may be cheaper than was asked

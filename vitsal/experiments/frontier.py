@@ -199,7 +199,8 @@ def kept_points(
         UserError: see there; a file of points that is damaged.
     """
     about = {"target": describe(target), "guides": {name: describe(guide) for name, guide in guides.items()}}
-    about |= {"data": images.fingerprints, "speeds": list(speeds)}
+    tried = list(map(str, all_reductions(target, guided=bool(guides))))
+    about |= {"data": images.fingerprints, "speeds": list(speeds), "tried": question_hash({"reductions": tried})}
     path = Path(folder, f"points-{question_hash(about)}.json")
     if not path.exists():
         batches = images.batches(range(len(images)), batch_size, num_workers, progress="points")
