@@ -47,6 +47,7 @@ ASKED = ("deletion", "insertion", "ROAD", "correlation")
 LEVERS = ("nips2017", "imagenet-sample")
 LEAGUES = (("deit_tiny", "0"), ("deit_tiny", "1-"), ("deit_tiny_tuned", "1-"))  # target, and how attention is softened
 KINDS = ("levers", "rivals")
+WAYS = ("merging alone", "smaller image alone", "no guide", "random", "student convnet")
 REDUCTIONS = [
     Reduction(),
     Reduction(0.3),
@@ -135,6 +136,19 @@ def levers_rows() -> list[str]:
     return rows
 
 
+def frontier_rows(league: str) -> list[str]:
+    """For each speed top-1 in % of each way that reaches it; which one was chosen, and what it loses, paired."""
+    table, rows = pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str}), []
+    for speed, points in table.groupby("speed"):
+        top1 = points.set_index("way").top1
+        cells = [f"{100 * top1[way]:.1f}" if way in top1 else "" for way in WAYS]
+        (best,) = points[points.best].itertuples(index=False)
+        how = Reduction.from_columns(*best[2:6])
+        lost = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (best.lost, best.lost_low, best.lost_high)))
+        rows.append(f"| {' | '.join([f'{speed:.1f}', *cells, f'{best.way}: {how}', lost])} |")
+    return rows
+
+
 def hits(guide: str | None, reduction: Reduction, levers: Outcomes, rivals: Outcomes) -> np.ndarray:
     """Which images are right; without a guide, in the one file or in the other."""
     if guide is None and ("random", reduction.key) not in levers.predictions:
@@ -165,6 +179,12 @@ def test_table_of_levers():
         assert line in README
 
 
+@pytest.mark.parametrize("league", ["deit_tiny", "deit_tiny_tuned"])
+def test_table_of_the_frontier(league):
+    for line in frontier_rows(league):
+        assert line in README
+
+
 def test_table_of_faithfulness():
     for line in faithfulness_rows():
         assert line in README
@@ -181,6 +201,8 @@ if __name__ == "__main__":
     for data in DATA:
         outcomes = outcomes_of(data)
         print(f"\n{data}\n", *accuracy_rows(outcomes), whole_line(outcomes), *difference_rows(outcomes), sep="\n")
+    for league in ("deit_tiny", "deit_tiny_tuned"):
+        print(f"\nfrontier of {league}\n", *frontier_rows(league), sep="\n")
     print(
         "\nsmaller\n", *smaller_rows(), "\nlevers\n", *levers_rows(), "\nfaithfulness\n", *faithfulness_rows(), sep="\n"
     )
