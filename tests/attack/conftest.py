@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
-from vitsal.experiments import acceleration, frontier
-
 SPARE = 12 * 2**30  # bytes that a command may ask for beyond what the bench has taken when it starts
 
 
@@ -33,12 +31,3 @@ def _no_workers(monkeypatch):
         raise AssertionError(f"{loader.num_workers} workers would have been started")
 
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", refuse)
-
-
-@pytest.fixture(autouse=True)
-def _few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all ways to reduce a target a few: to count the operations of each takes longer than a refusal may."""
-    monkeypatch.setattr(acceleration, "RATIOS", (1.0, 0.7, 0.5))
-    monkeypatch.setattr(acceleration, "SIDES", (12 / 14, 10 / 14))
-    monkeypatch.setattr(acceleration, "MERGED", (0.3, 0.8))
-    monkeypatch.setattr(frontier, "SLACK", 0.5)

@@ -9,9 +9,19 @@ from values import BAD, BASE, LATE
 from workplace import furnish
 
 from vitsal import cli
+from vitsal.experiments import acceleration, frontier
 
 COMMANDS = {"": typer.main.get_command(cli.app), **typer.main.get_command(cli.app).commands}
 PARAMETERS = {(command, parameter.name): parameter for command in COMMANDS for parameter in COMMANDS[command].params}
+
+
+@pytest.fixture(autouse=True)
+def _few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all ways to reduce a target a few: to count the operations of each takes longer than a refusal may."""
+    monkeypatch.setattr(acceleration, "RATIOS", (1.0, 0.7, 0.5))
+    monkeypatch.setattr(acceleration, "SIDES", (12 / 14, 10 / 14))
+    monkeypatch.setattr(acceleration, "MERGED", (0.3, 0.8))
+    monkeypatch.setattr(frontier, "SLACK", 0.5)
 
 
 @pytest.fixture(scope="session")
