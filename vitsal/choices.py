@@ -99,6 +99,47 @@ class TrainingSettings:
             )
 
 
+def _check_keep_ratios(ratios: tuple[float, ...]) -> None:
+    """Raise UserError unless these are the lowest and the highest keep ratio of lessons."""
+    for ratio in ratios:
+        check_number("keep ratio", ratio, 0, 1, open_end="low")
+    if len(ratios) != 2 or ratios[0] > ratios[1]:
+        raise UserError(f"Keep ratios of lessons are two, the lowest and the highest; got {ratios}.")
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How a student is taught by the target's answers (`vitsal.tuning.teach_by_answers`).
+
+    Args:
+        epochs: passes over the images, but for those that are held out for the report.
+        batch_size: images per step, over all processes together.
+        learning_rate: of AdamW; it warms up linearly and falls as half a cosine.
+        keep_ratios: lowest and highest of what is kept; their logarithm is uniform.
+        soften: how attention is softened for fewer patches (`vitsal.Reduction`); None takes "1-" where the target
+            allows it.
+        limit: number of images of each data set, spread evenly; None takes all.
+        seed: of order, keep ratios and noise.
+
+    Raises:
+        UserError: a number outside its range.
+    """
+
+    epochs: int = 2
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    keep_ratios: tuple[float, float] = (0.2, 0.7)
+    soften: str | None = None
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in {"number of epochs": self.epochs, "batch size": self.batch_size}.items():
+            check_whole(name, value, 1, LARGEST_COUNT)
+        _check_keep_ratios(self.keep_ratios)
+        check_number("learning rate", self.learning_rate, 0, math.inf, open_end="low")
+
+
 @dataclass(frozen=True)
 class TuningSettings:
     """How a target is made tolerant of what is done to it.
@@ -139,10 +180,7 @@ class TuningSettings:
         for name, value in {"number of steps": self.steps, "batch size": self.batch_size}.items():
             if value is not None:
                 check_whole(name, value, 1, LARGEST_COUNT)
-        for ratio in self.keep_ratios:
-            check_number("keep ratio", ratio, 0, 1, open_end="low")
-        if len(self.keep_ratios) != 2 or self.keep_ratios[0] > self.keep_ratios[1]:
-            raise UserError(f"Keep ratios of lessons are two, the lowest and the highest; got {self.keep_ratios}.")
+        _check_keep_ratios(self.keep_ratios)
         for share in self.shares:
             check_number("share of lessons", share, 0, math.inf, open_end="high")
         if len(self.shares) != 3 or not sum(self.shares):

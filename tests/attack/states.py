@@ -17,7 +17,7 @@ from helpers import MadeImages, randomise
 from PIL import Image
 from torch import nn
 
-from vitsal.choices import TrainingSettings, TuningSettings
+from vitsal.choices import AnswerSettings, TrainingSettings, TuningSettings
 from vitsal.course.notebooks import read_headlines, save_headlines
 from vitsal.data.images import IndexedImages
 from vitsal.experiments import frontier
@@ -34,7 +34,7 @@ from vitsal.pictures.overlays import Column
 from vitsal.students.distillation import distill
 from vitsal.students.maps import CachedMaps, MapSettings, cache_maps
 from vitsal.students.student import load_student, new_student, save_student
-from vitsal.tuning import tolerance
+from vitsal.tuning import pupils, steps, tolerance
 from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.parameters import load_difference, save_difference
 
@@ -203,11 +203,33 @@ def make_tuning(folder: Path) -> None:
 
 def tune(folder: Path) -> str:
     settings, output = TuningSettings(steps=4, batch_size=4, limit=16), folder / "tuned"
-    with patch.object(tolerance, "PART", 2):
+    with patch.object(steps, "PART", 2):
         report = tolerance.tune_target(
             target(), [dataset()], {"center": CenterGuide((2, 2))}, output, settings, progress=False
         )
     return digest(*weights(load_difference(target(), output / "difference.safetensors")), report.to_csv())
+
+
+def make_teaching(folder: Path) -> None:
+    """A student that was to take four steps, killed after the second."""
+    make_student(folder)
+    take_step = pupils._Teaching.take_step
+
+    def killed(teaching: object, batch: object) -> None:
+        if teaching.step == 2:
+            raise KillError
+        take_step(teaching, batch)
+
+    with patch.object(pupils._Teaching, "take_step", killed), suppress(KillError):
+        teach_on(folder)
+
+
+def teach_on(folder: Path) -> str:
+    settings, given = AnswerSettings(epochs=1, batch_size=4, limit=18), {"progress": False}
+    student, guide = load_student(folder / "student"), CenterGuide((2, 2))
+    with patch.object(steps, "PART", 2):
+        report = pupils.teach_by_answers(student, target(), guide, [dataset()], folder / "taught", settings, **given)
+    return digest(*weights(load_student(folder / "taught")), report.to_csv())
 
 
 def make_difference(folder: Path) -> None:
@@ -256,6 +278,7 @@ STATES = {
     ),
     "student": State(make_student, use_student, {"student/config.json": SETTINGS, "student/model.safetensors": BYTES}),
     "tuning": State(make_tuning, tune, {"tuned/state.safetensors": BYTES}),
+    "teaching": State(make_teaching, teach_on, {"taught/state.safetensors": BYTES}),
     "difference": State(make_difference, use_difference, {"difference.safetensors": BYTES}),
     "accelerated": State(
         make_accelerated,

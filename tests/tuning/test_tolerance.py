@@ -25,7 +25,7 @@ from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
 from vitsal.students.distillation import DivergedError
 from vitsal.students.student import Student, save_student
-from vitsal.tuning import lessons, tolerance
+from vitsal.tuning import lessons, steps, tolerance
 from vitsal.tuning.lessons import Lessons
 from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.parameters import load_difference
@@ -102,7 +102,7 @@ def test_answers_and_a_map_of_one_pass_are_those_of_two(tiny_vit, folder, images
         data, settings = MixedImages([open_data(str(folder), model_transform(tiny_vit))]), TuningSettings()
         tuning = tolerance._Tuning(tiny_vit, data, {name: guide}, settings, make_accelerator())
         with torch.no_grad():
-            answers, saliency = tuning._asked(images, name)
+            answers, saliency = tuning.ask(images, name)
             assert_close(answers, tiny_vit(images))
         assert_close(saliency, guide(images))
 
@@ -144,7 +144,7 @@ def test_output_is_a_checkpoint_and_a_small_difference(tiny_vit, folder, images,
 @pytest.mark.slow
 def test_killed_it_goes_on_to_equal_weights(tiny_vit, folder, tmp_path, monkeypatch):
     """A kill in the middle of the third part of two steps: what it had begun is done again."""
-    monkeypatch.setattr(tolerance, "PART", 2)
+    monkeypatch.setattr(steps, "PART", 2)
     tune(tiny_vit, folder, tmp_path / "whole", steps=7)
     take_step, taken = tolerance._Tuning.take_step, []
 

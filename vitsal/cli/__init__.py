@@ -14,7 +14,7 @@ from vitsal.cli.experiments import benchmark, benchmark_data, drop_curve
 from vitsal.cli.frontier import frontier
 from vitsal.cli.notebooks import list_recipes, run
 from vitsal.cli.pictures import explain, probe, video
-from vitsal.cli.students import train_student
+from vitsal.cli.students import teach_student, train_student
 from vitsal.cli.targets import accelerate, tune_target
 from vitsal.errors import UserError, tell
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (explain, video, probe, drop_curve, train_student, tune_target, accelerate, frontier):
+for command in (explain, video, probe, drop_curve, train_student, teach_student, tune_target, accelerate, frontier):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True})(run)
 app.command("recipes")(list_recipes)

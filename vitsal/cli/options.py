@@ -72,6 +72,11 @@ SOFTEN_HELP = (
     "How attention is softened for fewer patches: 0 leaves it as it is, 1 multiplies its logits by ln n / ln N, 1- the"
     " more the earlier the block. Several with commas between them."
 )
+Soften = Annotated[
+    str | None,
+    typer.Option(help="How attention is softened, as drop-curve has it.", show_default="1-, where it can be"),
+]
+Images = Annotated[list[str], typer.Option("--data", help="Images; labels are not used. Several by several --data.")]
 Data = Annotated[str, typer.Option(help="A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/...")]
 Models = Annotated[str, typer.Option(help="Any timm ViT; several with commas between them, side by side.")]
 

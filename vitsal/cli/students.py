@@ -1,4 +1,4 @@
-"""The command that trains: `train-student`."""
+"""The commands that train students: `train-student`, by maps, and `teach-student`, by answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import vitsal as vs
-from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, TrainingSettings
+from vitsal.choices import ARCHITECTURES, CELL, LOSSES, TEACHERS, AnswerSettings, TrainingSettings
 from vitsal.cli import options
 from vitsal.data.places import check_data
 from vitsal.errors import check_choice
@@ -100,3 +100,51 @@ def train_student(
     history = vs.students.teach(pupil, explainer, dataset, output, recipe, settings, **given)
     accelerator.print(history.tail(1).to_string(index=False, float_format="{:.4f}".format))
     accelerator.print(output)
+
+
+def teach_student(
+    student: Annotated[str, typer.Option(help="A student that has learnt rollout: a folder or a hub name.")],
+    target: Annotated[str, typer.Option(help="The ViT whose answers are learnt from: any timm ViT of its grid.")],
+    data: options.Images,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the student that it becomes.")],
+    head_fusion: options.HeadFusion = None,
+    discard_ratio: options.Discard = None,
+    checkpoint: options.Checkpoint = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
+    limit: options.LimitOfEach = AnswerSettings.limit,
+    epochs: Annotated[int, typer.Option(min=1, max=MOST_EPOCHS)] = AnswerSettings.epochs,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per step, over all processes.", min=1, max=65_536)
+    ] = AnswerSettings.batch_size,
+    learning_rate: Annotated[float, typer.Option(max=1e30)] = AnswerSettings.learning_rate,
+    keep: Annotated[str, typer.Option(help="Lowest and highest keep ratio of a step.")] = ",".join(
+        map(str, AnswerSettings.keep_ratios)
+    ),
+    soften: options.Soften = None,
+    num_workers: options.Workers = 0,
+    seed: options.Seed = 0,
+) -> None:
+    """Teach a student, without labels, to keep the patches without which the target changes its answers.
+
+    It begins with what train-student has taught it, and goes on with what its choices do to the target. Started again,
+    it goes on; several processes as for train-student.
+    """
+    explained = options.explain_options(["rollout"], head_fusion=head_fusion, discard_ratio=discard_ratio)
+    settings = AnswerSettings(epochs, batch_size, learning_rate, options.parse_values(keep), soften, limit, seed)
+    check_output(output / "model.safetensors", checkpoint)
+    places = [options.data_path(source) for source in data]
+    check_output_folder(output, *places, target.partition("local-dir:")[2], student, within=True)
+    options.check_checkpoints(checkpoint)
+    for source in data:
+        check_data(source, split)
+    vs.tuning.check_taught_folder(output)
+    accelerator, where = vs.jobs.make_accelerator(), vs.find_device("auto")
+    vit, pupil = vs.load_model(target, checkpoint, device=where), vs.load_student(student, where)
+    guide = vs.make_guide("rollout", vit, **explained)
+    datasets = [vs.open_data(source, vs.model_transform(vit), split=split) for source in data]
+    lesson = pupil.lesson | {"start": student, "target": target, "answers_on": list(data)}
+    given = {"lesson": lesson, "num_workers": num_workers, "accelerator": accelerator}
+    report = vs.tuning.teach_by_answers(pupil, vit, guide, datasets, output, settings, **given)
+    if accelerator.is_main_process:
+        print(report.to_string(index=False, float_format="{:.4f}".format))
+        print(output)

@@ -17,12 +17,10 @@ from vitsal.data.places import check_data
 from vitsal.errors import LARGEST_COUNT, check_choice, check_number
 from vitsal.jobs.paths import check_output, check_output_folder
 
-Images = Annotated[list[str], typer.Option("--data", help="Images; labels are not used. Several by several --data.")]
-
 
 def tune_target(
     target: Annotated[str, typer.Option(help="The ViT to tune: any timm ViT.")],
-    data: Images,
+    data: options.Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned weights and the report.")],
     guide: Annotated[str, typer.Option(help="Who chooses patches: drop-curve's guides.")] = "rollout,random",
     student: Annotated[str | None, typer.Option(help="For the guide student, as drop-curve has it.")] = None,
@@ -54,10 +52,7 @@ def tune_target(
     input_size: Annotated[
         str | None, typer.Option(help="As drop-curve has it; by default 8, 10 and 12 fourteenths of the patches.")
     ] = None,
-    soften: Annotated[
-        str | None,
-        typer.Option(help="How attention is softened, as drop-curve has it.", show_default="1-, where it can be"),
-    ] = None,
+    soften: options.Soften = None,
     shares: Annotated[
         str, typer.Option(help="Of the lessons: patches dropped, tokens merged, smaller images.")
     ] = ",".join(map(str, TuningSettings.shares)),
@@ -100,7 +95,7 @@ def tune_target(
 def accelerate(
     target: Annotated[str, typer.Option(help="The ViT to make faster: any timm ViT.")],
     speed_up: Annotated[float, typer.Option(help="By how many times fewer operations.")],
-    data: Images,
+    data: options.Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model and its card.")],
     student: Annotated[
         str | None, typer.Option(help="Who chooses patches: a folder or hub name; without one none is dropped.")

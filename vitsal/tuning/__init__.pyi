@@ -13,6 +13,7 @@ from .lessons import (
     merge_counts as merge_counts,
     noisy_ranking as noisy_ranking,
     smaller_sizes as smaller_sizes,
+    softening_of as softening_of,
 )
 from .mixture import MixedImages as MixedImages
 from .parameters import (
@@ -22,5 +23,7 @@ from .parameters import (
     tunable_twin as tunable_twin,
     tuned_names as tuned_names,
 )
+from .pupils import check_taught_folder as check_taught_folder, teach_by_answers as teach_by_answers
 from .state import TuningState as TuningState
+from .steps import Steps as Steps
 from .tolerance import check_tuning_folder as check_tuning_folder, tune_target as tune_target

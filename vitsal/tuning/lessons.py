@@ -73,9 +73,8 @@ class Lessons:
         merges = (*map(str, counts), f"{counts[-1]}-") if counts else ()
         sizes = tuple(smaller_sizes(model, SIZES)) if settings.sizes is None else settings.sizes
         merges = merges if settings.merges is None else settings.merges
-        soften = (SOFTENED if can_soften(model) else "0") if settings.soften is None else settings.soften
+        soften = softening_of(model, settings.soften)
         for reduction in [
-            Reduction(soften=soften),
             *(Reduction(merge=merge) for merge in merges),
             *(Reduction(input_size=size) for size in sizes),
         ]:
@@ -122,6 +121,14 @@ def smaller_sizes(model: nn.Module, shares: Sequence[float]) -> list[tuple[int, 
         return [size for size in dict.fromkeys(sides) if resized(model, size) is not model]
     except UserError:
         return []
+
+
+def softening_of(model: nn.Module, asked: str | None) -> str:
+    """The softening that is asked for; where none is, what a model allows. UserError for one that it does not."""
+    if asked is None:
+        return SOFTENED if can_soften(model) else "0"
+    check_reduction(model, Reduction(soften=asked))
+    return asked
 
 
 def can_soften(model: nn.Module) -> bool:
