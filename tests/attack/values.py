@@ -255,6 +255,7 @@ BAD = {
         "head_fusion": [*FUSION, {"guide": "random", "head_fusion": "max"}],
         "discard_ratio": [*SHARE, {"guide": "center", "discard_ratio": "0.5"}],
         "checkpoint": CHECKPOINT,
+        "soften": SOFTEN,
         "speeds": ["", ",", "x", "nan", "inf", "-inf", "0", "1", "-2", "100", "1e400", DIGITS, "2,x", "2,1", "[2]"],
         "split": SPLIT,
         "limit": [*COUNT, "1"],

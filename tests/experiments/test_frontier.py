@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers import noise_image, randomise
 
-from vitsal.analysis.cost import count_operations
+from vitsal.analysis.cost import count_operations, example_images
 from vitsal.data.opening import open_data
 from vitsal.errors import UserError
 from vitsal.experiments import acceleration
+from vitsal.experiments.acceleration import all_reductions
 from vitsal.experiments.frontier import (
     MERGING,
     RIVALS,
@@ -21,6 +22,7 @@ from vitsal.experiments.frontier import (
     candidate_points,
     frontier_points,
     measure_frontier,
+    measured_speedups,
     ways_of,
 )
 from vitsal.guides.accelerated import AcceleratedViT
@@ -160,3 +162,30 @@ def test_table_by_hand():
     assert table.loc[UNGUIDED, 2.0]["over no guide"] == 0
     everywhere = Frontier(points[:1], whole, [whole]).table.iloc[0]
     assert (everywhere.lost, everywhere.lost_low, everywhere.lost_high) == (0, 0, 0)
+
+
+@torch.no_grad()
+def test_speedups_are_medians_of_rounds_of_what_each_point_runs(tiny_vit, guides, monkeypatch):
+    points = [
+        Point("student", 2.0, Reduction(0.5, "1"), 2.1, 0.3),
+        Point(MERGING, 2.0, Reduction(merge="2"), 2.0, 0.2),
+        Point(UNGUIDED, 2.0, Reduction(merge="2"), 2.0, 0.2),  # the same thing, under another name: timed once
+    ]
+    ran = []
+
+    def timed(tasks, repeats, device):
+        ran.append([task() for task in tasks.values()])
+        seconds = [[4.0, 6.0, 8.0], [2.0, 2.0, 2.0], [1.0, 3.0, 1.0]]
+        return dict(zip(tasks, map(np.array, seconds), strict=True))
+
+    monkeypatch.setattr("vitsal.experiments.frontier.time_alternating", timed)
+    found = measured_speedups(tiny_vit, guides, points, (1, 3))
+    assert found.to_dict("list") == {"speedup_1": [3.0, 4.0, 4.0], "speedup_3": [3.0, 4.0, 4.0]}
+    for size, answers in zip((1, 3), ran, strict=True):
+        images = example_images(tiny_vit, size)
+        models = [tiny_vit, *(AcceleratedViT(tiny_vit, guides.get(p.way), p.reduction) for p in points[:2])]
+        assert all(torch.equal(answer, model(images)) for answer, model in zip(answers, models, strict=True))
+
+
+def test_merging_late_is_among_the_ways(tiny_vit):
+    assert {one.merge for one in all_reductions(tiny_vit, guided=False)} >= {"5@1", "4@1", "5-", "5"}

@@ -22,6 +22,7 @@ from .faithfulness import (
 from .intervals import (
     Interval as Interval,
     bootstrap as bootstrap,
+    difference as difference,
     mean_interval as mean_interval,
     wilson_interval as wilson_interval,
 )

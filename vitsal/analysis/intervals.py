@@ -50,3 +50,8 @@ def bootstrap(hits: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], 
     values = statistic(*(np.vstack([counts, draws]) @ patterns / counts.sum()).T)
     low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")  # of infinities there is no mean
     return Interval(float(values[0]), float(low), float(high))
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, seed: int) -> Interval:
+    """Accuracy of one minus that of another on the same images, and its `bootstrap` interval: (n,) bool twice."""
+    return bootstrap([ours, theirs], lambda one, other: one - other, seed)

@@ -30,6 +30,7 @@ def frontier(
     discard_ratio: options.Discard = None,
     checkpoint: options.Checkpoint = None,
     speeds: Annotated[str, typer.Option(help="By how many times fewer operations.")] = "2,2.5,3,3.5,4",
+    soften: options.Soften = None,
     split: Annotated[str, typer.Option(help="Part of the data to choose on, where it has parts.")] = "train",
     limit: options.LimitOfEach = 100,
     test_split: Annotated[str, typer.Option(help="Part of the other data, where it has parts.")] = "validation",
@@ -54,7 +55,7 @@ def frontier(
     for source, part in [*((source, split) for source in data), (test_data, test_split)]:
         check_data(source, part)
     options.check_apart(data, split, test_data, test_split)
-    where = vs.find_device(device)
+    accelerator, where = vs.jobs.make_accelerator(), vs.find_device(device)
     vit = vs.load_model(target, checkpoint, device=where)
     pupils = vs.load_students(student, where) if student else None
     convnet = None if network is None else vs.models.load_network(network, device=where)
@@ -63,12 +64,17 @@ def frontier(
     tested = vs.open_data(test_data, transform, split=test_split)
     vs.data.check_classes(tested, vit)
     images = vs.tuning.MixedImages([vs.open_data(source, transform, split=split) for source in data], limit)
-    points = vs.experiments.kept_points(output, vit, guides, images, asked, batch_size, num_workers)
-    given = {"folder": output, "limit": test_limit, "batch_size": batch_size, "num_workers": num_workers}
-    found = vs.experiments.measure_frontier(vit, guides, points, tested, **given)
-    write_whole(output / "frontier.csv", partial(found.table.to_csv, index=False))
+    softening = vs.tuning.softening_of(vit, soften)
+    given = {"batch_size": batch_size, "num_workers": num_workers}
+    with accelerator.main_process_first():  # others read what it has chosen
+        points = vs.experiments.kept_points(output, vit, guides, images, asked, softening, **given)
+    found = vs.experiments.measure_frontier(vit, guides, points, tested, folder=output, limit=test_limit, **given)
+    if not accelerator.is_main_process:
+        return
+    table = found.table.join(vs.experiments.measured_speedups(vit, guides, points))
+    write_whole(output / "frontier.csv", partial(table.to_csv, index=False))
     name = f"{target}, {checkpoint.parent.name or checkpoint.stem}" if checkpoint else target
-    figure = vs.pictures.draw_frontier(found.table, found.whole.mean(), f"{name}\n{test_data}")
-    shown = ["way", "speed", *vs.experiments.LEVERS, "operations", "best", "top1", "lost", "over no guide"]
-    print(found.table[shown].to_string(index=False, float_format="{:.3f}".format))
+    figure = vs.pictures.draw_frontier(table, found.whole.mean(), f"{name}\n{test_data}")
+    shown = ["way", "speed", *vs.experiments.LEVERS, "operations", "speedup_1", "speedup_32", "best", "top1", "lost"]
+    print(table[[*shown, "over no guide"]].to_string(index=False, float_format="{:.3f}".format))
     print(vs.pictures.save_figure(figure, output, "frontier"))

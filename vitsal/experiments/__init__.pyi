@@ -21,6 +21,7 @@ from .frontier import (
     frontier_points as frontier_points,
     kept_points as kept_points,
     measure_frontier as measure_frontier,
+    measured_speedups as measured_speedups,
     ways_of as ways_of,
 )
 from .journal import Journal as Journal, Row as Row, journal_file as journal_file

@@ -27,23 +27,13 @@ from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction, forward_reduced
 from vitsal.students.student import Student
 from vitsal.tuning.answers import check_answering, judge_answers
-from vitsal.tuning.lessons import can_soften, merge_counts, smaller_sizes
+from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_sizes
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14, 8 / 14)  # of the patches along each side
-MERGED = (
-    0.15,
-    0.2,
-    0.31,
-    0.37,
-    0.43,
-    0.5,
-    0.65,
-    0.8,
-    1.0,
-)  # of the tokens that blocks share out: 2 to 16 of 196 in 12 blocks
-DECREASING = 2  # the largest of these counts, also with a schedule that decreases
-SOFTENED = ("1", "1-")
+MERGED = (0.15, 0.2, 0.31, 0.37, 0.43, 0.5, 0.65, 0.8, 1.0)  # of what blocks share: 2 to 16 of 196 in 12 blocks
+LARGEST = 2  # of these counts, also with a schedule that decreases, and with one for the second half of the blocks
+SOFTENINGS = ("0", "1", SOFTENED)
 SLACK = 0.06  # by how much a point may be cheaper than was asked
 CARD = """---
 library_name: vitsal
@@ -78,17 +68,21 @@ several objects in one, may lose more.
 """
 
 
-def all_reductions(target: nn.Module, guided: bool) -> list[Reduction]:
+def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = SOFTENINGS) -> list[Reduction]:
     """Every way to reduce a target that is tried: keep ratios (where there is a guide), merging and input sizes.
 
-    Where a target sees fewer patches, its attention as it is, and softened, in either way.
+    Where a target sees fewer patches its attention is softened in each of these ways, as far as it can be. Merging in
+    the second half of the blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024).
     """
-    counts = [str(count) for count in merge_counts(target, MERGED)]
-    merges = ["0", *counts, *(f"{count}-" for count in counts[-DECREASING:])]
+    counts, middle = merge_counts(target, MERGED), len(target.blocks) // 2
+    merges = ["0", *map(str, counts), *(f"{count}{how}" for how in ("-", f"@{middle}") for count in counts[-LARGEST:])]
     sizes = [None, *smaller_sizes(target, SIDES)]
     plain = [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], merges, sizes)]
-    fewer = [one for one in plain if one.guided or one.input_size] if can_soften(target) else []
-    return [*plain, *(replace(one, soften=soften) for soften in SOFTENED for one in fewer)]
+    allowed = softenings if can_soften(target) else ("0",)
+    softened = (
+        replace(one, soften=soften if one.guided or one.input_size else "0") for soften in allowed for one in plain
+    )
+    return list(dict.fromkeys(softened))
 
 
 def operating_points(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from vitsal.analysis.cost import count_operations, example_images
-from vitsal.analysis.intervals import Interval, bootstrap, wilson_interval
+from vitsal.analysis.cost import count_operations, example_images, time_alternating
+from vitsal.analysis.intervals import Interval, difference, wilson_interval
 from vitsal.data.images import Batch, LabelledImages
 from vitsal.errors import UserError
 from vitsal.experiments.acceleration import SLACK, all_reductions, count_reductions
 from vitsal.experiments.evaluation import drop_curve
+from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.guides.factory import Guide
 from vitsal.jobs.files import read_json, write_whole
@@ -27,10 +29,12 @@ from vitsal.jobs.identity import describe, question_hash
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction
 from vitsal.tuning.answers import judge_answers
+from vitsal.tuning.lessons import SOFTENED
 from vitsal.tuning.mixture import MixedImages
 
 SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0)
 MERGING, SMALLER, UNGUIDED = RIVALS = ("merging alone", "smaller image alone", "no guide")
+BATCH_SIZES = (1, 32)  # at which points are timed
 SEED = 0  # of the resampling
 AGAIN = "It holds chosen points: remove it, and they are chosen again."
 
@@ -71,7 +75,11 @@ class Point:
 
 
 def frontier_points(
-    target: nn.Module, guides: Mapping[str, Guide], batches: Iterable[Batch], speeds: Sequence[float] = SPEEDS
+    target: nn.Module,
+    guides: Mapping[str, Guide],
+    batches: Iterable[Batch],
+    speeds: Sequence[float] = SPEEDS,
+    soften: str = SOFTENED,
 ) -> list[Point]:
     """For each way and speed that it reaches the point that changes the target's answers least, found without labels.
 
@@ -80,13 +88,14 @@ def frontier_points(
         guides: name -> guide; its own operations count.
         batches: images to choose on; report on others.
         speeds: by how many times fewer operations; a point may be up to 6 % cheaper than asked.
+        soften: how attention is softened for fewer patches (`vitsal.Reduction`), where it can be.
 
     Raises:
         UserError: a guide that is named as one of RIVALS; no way reaches any of the speeds.
     """
     if taken := [name for name in guides if name in RIVALS]:
         raise UserError(f"{taken[0]!r} is what is done without a guide; name the guide otherwise.")
-    candidates = candidate_points(target, guides, speeds)
+    candidates = candidate_points(target, guides, speeds, soften)
     if not candidates:
         raise UserError(f"Nothing that is tried makes the target {min(speeds):g} times cheaper. Choose other speeds.")
     asked = list(dict.fromkeys(point.asked for point in candidates))
@@ -100,11 +109,12 @@ def _place(point: Point) -> tuple[float, str]:
     return point.speed, point.way
 
 
-def candidate_points(target: nn.Module, guides: Mapping[str, Guide], speeds: Sequence[float]) -> list[Point]:
-    """All that may be chosen for each way and speed; attention softened where it can be."""
-    image, tried = example_images(target, 1), all_reductions(target, guided=bool(guides))
-    softest = {replace(reduction, soften="0"): reduction for reduction in tried}  # of several, the softest comes last
-    whole, operations = count_operations(partial(target, image)), count_reductions(target, softest.values())
+def candidate_points(
+    target: nn.Module, guides: Mapping[str, Guide], speeds: Sequence[float], soften: str = SOFTENED
+) -> list[Point]:
+    """All that may be chosen for each way and speed."""
+    image, tried = example_images(target, 1), all_reductions(target, bool(guides), [soften])
+    whole, operations = count_operations(partial(target, image)), count_reductions(target, tried)
     own = {name: count_operations(partial(guide, image)) for name, guide in guides.items()}
     found = []
     for reduction, count in operations.items():
@@ -164,8 +174,7 @@ class Frontier:
 
 def _difference(name: str, ours: np.ndarray, theirs: np.ndarray | None) -> dict[str, float]:
     """Columns of a paired difference of accuracies; not numbers, where there is nothing to compare with."""
-    nothing = Interval(*3 * [float("nan")])
-    found = nothing if theirs is None else bootstrap([ours, theirs], lambda one, other: one - other, SEED)
+    found = Interval(*3 * [math.nan]) if theirs is None else difference(ours, theirs, SEED)
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
@@ -184,12 +193,39 @@ def measure_frontier(
     return Frontier(points, outcomes[UNGUIDED].correct(UNGUIDED, Reduction()), hits)
 
 
+def measured_speedups(
+    target: nn.Module,
+    guides: Mapping[str, Guide],
+    points: Sequence[Point],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    *,
+    repeats: int = 9,
+) -> pd.DataFrame:
+    """By how many times faster each point is than the untouched target, its guide's time included.
+
+    All take their turn on the same images (`vitsal.analysis.time_alternating`); medians over the rounds.
+
+    Returns:
+        One row per point, in their order, one column per batch size: `speedup_1`, `speedup_32`.
+    """
+    models = {point.asked: AcceleratedViT(target, guides.get(point.way), point.reduction) for point in points}
+    found = {}
+    for size in batch_sizes:
+        images = example_images(target, size)
+        tasks = {asked: partial(model, images) for asked, model in {None: target, **models}.items()}
+        seconds = time_alternating(tasks, repeats, images.device)
+        found[f"speedup_{size}"] = [np.median(seconds[None] / seconds[point.asked]) for point in points]
+    return pd.DataFrame(found)
+
+
 def kept_points(
     folder: str | Path,
     target: nn.Module,
     guides: Mapping[str, Guide],
     images: MixedImages,
     speeds: Sequence[float],
+    soften: str = SOFTENED,
+    *,
     batch_size: int = 32,
     num_workers: int = 0,
 ) -> list[Point]:
@@ -199,12 +235,12 @@ def kept_points(
         UserError: see there; a file of points that is damaged.
     """
     about = {"target": describe(target), "guides": {name: describe(guide) for name, guide in guides.items()}}
-    tried = list(map(str, all_reductions(target, guided=bool(guides))))
+    tried = list(map(str, all_reductions(target, bool(guides), [soften])))
     about |= {"data": images.fingerprints, "speeds": list(speeds), "tried": question_hash({"reductions": tried})}
     path = Path(folder, f"points-{question_hash(about)}.json")
     if not path.exists():
         batches = images.batches(range(len(images)), batch_size, num_workers, progress="points")
-        chosen = [point.columns for point in frontier_points(target, guides, batches, speeds)]
+        chosen = [point.columns for point in frontier_points(target, guides, batches, speeds, soften)]
         kept = {"about": about, "points": chosen, "checksum": question_hash({"points": chosen})}
         write_whole(path, lambda place: place.write_text(json.dumps(kept, indent=1)))
     kept = read_json(path, AGAIN)

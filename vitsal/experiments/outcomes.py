@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitsal.analysis.intervals import Interval, bootstrap, wilson_interval
+from vitsal.analysis.intervals import Interval, bootstrap, difference, wilson_interval
 from vitsal.errors import UserError, check_file, first_few
 from vitsal.jobs.files import write_whole
 from vitsal.reduction.reduction import Reduction, as_reduction
@@ -79,8 +79,7 @@ def paired_difference(
     outcomes: Outcomes, guide: str, other: str, reduction: float | Reduction, *, seed: int = 0
 ) -> Interval:
     """Accuracy under one guide minus that under another: (difference, low, high), 95 % bootstrap over images."""
-    hits = [outcomes.correct(name, reduction) for name in (guide, other)]
-    return bootstrap(hits, lambda ours, theirs: ours - theirs, seed)
+    return difference(*(outcomes.correct(name, reduction) for name in (guide, other)), seed)
 
 
 def recovered_share(
