@@ -1,8 +1,12 @@
 """Reductions: what each lever does by hand, all together, and how they are named."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import pytest
 import torch
 from helpers import assert_close, traces
+from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
 from vitsal.errors import UserError
@@ -12,8 +16,9 @@ from vitsal.models.loading import load_model
 from vitsal.models.sizes import resized
 from vitsal.reduction.drop import forward_kept, keep_patches
 from vitsal.reduction.keep import top_k_patches
-from vitsal.reduction.merge import merge_tokens
+from vitsal.reduction.merge import merge_schedule, merge_tokens
 from vitsal.reduction.reduction import Reduction, as_reduction, forward_each, forward_reduced
+from vitsal.reduction.soften import read_softening
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,49 @@ def test_names(reduction, text, key):
     assert Reduction.from_columns(*reduction.columns.values()) == reduction
     assert Reduction.from_columns(**reduction.columns) == reduction
     assert reduction.guided == (reduction.keep_ratio < 1)
+
+
+@pytest.mark.parametrize(
+    ("lever", "spellings"),
+    [
+        ("soften", ["1", "1.0", "01", " 1 ", 1, 1.0]),
+        ("soften", ["0.00001", "0.000010", "00.00001"]),
+        ("soften", ["0.123456789"]),
+        ("soften", ["0.12345678"]),
+        ("soften", ["9.999999999-", "009.999999999-"]),
+        ("soften", ["0", "0.0", "0-", "0.000-", 0]),
+        ("merge", ["8", "08", " 8", 8]),
+        ("merge", ["16-", "0016-"]),
+        ("merge", ["8@6", "08@06"]),
+        ("merge", ["8 10 0", "8  010 00"]),
+        ("merge", ["0", "00", "0-", 0]),
+        ("keep_ratio", [0.00001, 1e-5, Fraction(1, 100_000)]),
+    ],
+)
+def test_what_is_the_same_has_one_name_whatever_it_was_spelt_as(lever, spellings):
+    plain, *others = (Reduction(**{lever: spelling}) for spelling in spellings)
+    assert getattr(plain, lever) == spellings[0]
+    assert all(other == plain for other in others)
+
+
+@given(st.integers(0, 10**10 - 1), st.booleans())
+def test_softening_is_kept_to_the_last_digit(billionths, decreasing):
+    number, sign = Decimal(billionths).scaleb(-9), "-" * decreasing
+    kept = Reduction(soften=f"{number:.9f}{sign}").soften
+    assert Decimal(kept.removesuffix("-")) == number
+    assert read_softening(kept) == (float(number), decreasing and number > 0)
+    assert Reduction(soften=kept).soften == kept
+
+
+@pytest.mark.parametrize("spelling", ["08", " 8", "016-", "0-", "08@02", "8@9", "00 8  010 0", "x", "-1", "1.05"])
+def test_merging_by_its_plain_name_is_the_same_schedule_or_as_wrong(spelling):
+    def schedule(spec):
+        try:
+            return merge_schedule(spec, 4)
+        except UserError as error:
+            return str(error)
+
+    assert schedule(Reduction(merge=spelling).merge) == schedule(spelling)
 
 
 def test_refusals(target, scenes):

@@ -19,6 +19,7 @@ from .merge import (
     merge_schedule as merge_schedule,
     merge_tokens as merge_tokens,
     num_mergeable as num_mergeable,
+    plain_merging as plain_merging,
 )
 from .reduction import (
     Reduction as Reduction,
@@ -31,6 +32,7 @@ from .reduction import (
 )
 from .soften import (
     attention_scale as attention_scale,
+    plain_softening as plain_softening,
     query_norms as query_norms,
     read_softening as read_softening,
     soften_attention as soften_attention,

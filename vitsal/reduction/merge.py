@@ -214,6 +214,22 @@ def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ..
     )
 
 
+def plain_merging(spec: int | str) -> str:
+    """The one text of all that say the same schedule (`merge_schedule`): "08@06" is "8@6", "0-" is "0".
+
+    What is no schedule of any depth is left as it is, for `merge_schedule` to refuse.
+
+    Example:
+        >>> plain_merging(8), plain_merging(" 016-"), plain_merging("8  08 00")
+        ('8', '16-', '8 8 0')
+    """
+    text = str(spec).strip()
+    if not re.fullmatch("[0-9]{1,9}(-|@[0-9]{1,9}|( +[0-9]{1,9})*)", text):
+        return text
+    plain = re.sub(r"\b0+(?=[0-9])", "", re.sub(" +", " ", text))
+    return "0" if plain == "0-" else plain
+
+
 def _check_mergeable(model: nn.Module) -> None:
     unknown = [block for block in model.blocks if (type(block), type(getattr(block, "attn", None))) not in MERGEABLE]
     if isinstance(model, Beit):

@@ -15,8 +15,8 @@ from vitsal.models.pixels import fit_grid, resize
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
-from vitsal.reduction.merge import Merged, merge_tokens
-from vitsal.reduction.soften import query_norms, read_softening, soften_attention
+from vitsal.reduction.merge import Merged, merge_tokens, plain_merging
+from vitsal.reduction.soften import plain_softening, query_norms, soften_attention
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Reduction:
 
     def __post_init__(self) -> None:
         ratio = check_number("keep ratio", self.keep_ratio, 0, 1, open_end="low")
-        object.__setattr__(self, "keep_ratio", ratio)  # 1 and 1.0 have one name
-        average, decreasing = read_softening(self.soften)
-        object.__setattr__(self, "soften", f"{average:g}{'-' * decreasing}" if average else "0")
+        object.__setattr__(self, "keep_ratio", ratio)  # what is the same has one name: 1 and 1.0, "8" and "08"
+        object.__setattr__(self, "merge", plain_merging(self.merge))
+        object.__setattr__(self, "soften", plain_softening(self.soften))
 
     def __str__(self) -> str:
         """Such as "keep 0.5, merge 8, 160 x 160 px"."""

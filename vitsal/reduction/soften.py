@@ -93,6 +93,21 @@ def read_softening(spec: float | str) -> tuple[float, bool]:
     return float(found[1]), bool(found[2])
 
 
+def plain_softening(spec: float | str) -> str:
+    """The one text of all that say the same schedule (`soften_schedule`), which reads as it: "01.0-" is "1-".
+
+    Raises:
+        UserError: what is none.
+
+    Example:
+        >>> plain_softening("01.0-"), plain_softening("0.00001"), plain_softening("0-")
+        ('1-', '0.00001', '0')
+    """
+    average, decreasing = read_softening(spec)
+    text = f"{average:.9f}".rstrip("0").rstrip(".")  # with all decimals that are read, and never with an exponent
+    return f"{text}-" if average and decreasing else text
+
+
 def query_norms(model: nn.Module) -> list[nn.Module]:
     """Each block's module that queries come out of, (B, H, N, d).
 
