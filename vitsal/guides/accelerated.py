@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -20,8 +19,9 @@ from vitsal.data.images import describe_transform
 from vitsal.errors import UserError
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.factory import Guide, models_in
-from vitsal.jobs.files import check_own_folder, locked, read_json
-from vitsal.jobs.identity import question_hash, weights_fingerprint
+from vitsal.jobs.files import check_own_folder, locked
+from vitsal.jobs.identity import weights_fingerprint
+from vitsal.jobs.sealed import read_sealed, write_sealed
 from vitsal.models.loading import load_model
 from vitsal.models.pixels import resize
 from vitsal.models.sizes import resized
@@ -156,18 +156,17 @@ class AcceleratedViT(nn.Module):
         if self.reduction.guided:
             write_student(self.guide.student, folder / STUDENT)
         (folder / CARD).write_text(f"{card}\n", encoding="utf-8", errors="backslashreplace")
-        (folder / CONFIG).write_text(json.dumps(self._configuration, indent=1))
+        write_sealed(folder / CONFIG, self._configuration)
 
     @property
     def _configuration(self) -> dict[str, Any]:
         parts = {TARGET: self.target} | ({STUDENT: self.guide.student} if self.reduction.guided else {})
-        about = {
+        return {
             "reduction": self.reduction.columns,
             "weights": {name: weights_fingerprint(model) for name, model in parts.items()},
             "type": str(next(self.target.parameters()).dtype).removeprefix("torch."),
             "transform": describe_transform(self.transform),
         }
-        return about | {"checksum": question_hash(about)}
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: Device = "cpu") -> Self:
@@ -177,10 +176,7 @@ class AcceleratedViT(nn.Module):
             UserError: nothing there, or it is none, or damaged.
         """
         folder = _find(name)
-        config = read_json(folder / CONFIG, "It should be a folder that AcceleratedViT.save_pretrained has written.")
-        said = config.get("checksum")
-        if said != question_hash({part: value for part, value in config.items() if part != "checksum"}):
-            raise UserError(f"{folder / CONFIG} is damaged: its checksum does not fit.")
+        config = read_sealed(folder / CONFIG, "It should be a folder that AcceleratedViT.save_pretrained has written.")
         target = load_model(f"local-dir:{folder / TARGET}", device=device)
         student = load_student(folder / STUDENT, device) if STUDENT in config["weights"] else None
         loaded = cls(target, student, Reduction.from_columns(**config["reduction"])).to(getattr(torch, config["type"]))

@@ -25,4 +25,5 @@ from .processes import (
     make_accelerator as make_accelerator,
     same_on_all as same_on_all,
 )
+from .sealed import read_sealed as read_sealed, write_sealed as write_sealed
 from .tensors import DamagedError as DamagedError, read_tensors as read_tensors, write_tensors as write_tensors

@@ -6,7 +6,6 @@ of the checkpoint's files, and of itself.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import pandas as pd
 from accelerate import Accelerator
 
 from vitsal.errors import UserError
-from vitsal.jobs.files import check_folder, check_own_folder, read_json, write_whole
-from vitsal.jobs.identity import file_hash, question_hash, refuse_other
+from vitsal.jobs.files import check_folder, check_own_folder, write_whole
+from vitsal.jobs.identity import file_hash, refuse_other
+from vitsal.jobs.sealed import read_sealed, write_sealed
 from vitsal.students.student import Student, write_student
 
 POINTER = "checkpoint.json"
@@ -53,8 +53,7 @@ class Checkpoints:
             write_student(student, self.folder)
         lessons = history.to_dict("records")
         pointer = {"state": state.name, "about": self.about, "history": lessons, "files": _checksums(state)}
-        pointer["checksum"] = question_hash(pointer)
-        write_whole(self.folder / POINTER, lambda path: path.write_text(json.dumps(pointer, indent=1)))
+        write_sealed(self.folder / POINTER, pointer)
         self._write_history(history)
         for old in set(self.folder.glob("epoch-*")) - {state}:
             shutil.rmtree(old)
@@ -78,9 +77,8 @@ class Checkpoints:
         return history
 
     def _read_pointer(self) -> dict[str, Any]:
-        pointer = read_json(self.folder / POINTER, self._advice)
-        whole = pointer.pop("checksum", "") == question_hash(pointer)
-        if not whole or pointer.keys() != {"state", "about", "history", "files"}:
+        pointer = read_sealed(self.folder / POINTER, self._advice)
+        if pointer.keys() != {"state", "about", "history", "files"}:
             raise UserError(f"{self.folder / POINTER} is damaged. {self._advice}")
         return pointer
 
