@@ -17,7 +17,7 @@ from vitsal.models.sizes import resized
 from vitsal.reduction.drop import forward_kept, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import merge_schedule, merge_tokens
-from vitsal.reduction.reduction import Reduction, as_reduction, forward_each, forward_reduced
+from vitsal.reduction.reduction import Reduction, allows, as_reduction, forward_each, forward_reduced
 from vitsal.reduction.soften import read_softening
 
 
@@ -158,6 +158,14 @@ def test_merging_by_its_plain_name_is_the_same_schedule_or_as_wrong(spelling):
             return str(error)
 
     assert schedule(Reduction(merge=spelling).merge) == schedule(spelling)
+
+
+def test_what_a_model_allows(target):
+    beit = load_model("beit_base_patch16_224", pretrained=False, depth=1)
+    levers = [{"merge": "8"}, {"soften": "1"}, {"input_size": (80, 96)}, {"input_size": (100, 112)}]
+    asked = [Reduction(**lever) for lever in levers]
+    assert [allows(target, reduction) for reduction in asked] == [True, True, True, False]
+    assert [allows(beit, reduction) for reduction in [*asked, Reduction(0.5)]] == [False, False, True, False, True]
 
 
 def test_refusals(target, scenes):

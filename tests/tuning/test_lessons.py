@@ -10,7 +10,7 @@ from helpers import assert_close
 from vitsal.choices import TuningSettings
 from vitsal.errors import UserError
 from vitsal.models.loading import load_model
-from vitsal.tuning.lessons import Lessons, noisy_ranking
+from vitsal.tuning.lessons import Lessons, noisy_ranking, smaller_sizes
 
 PLAIN = TuningSettings()
 
@@ -34,6 +34,13 @@ def test_of_a_model_whose_tokens_cannot_be_merged(name):
 def test_sizes_that_are_the_models_own_are_none(tiny_vit):
     """Of 4 x 4 patches 8/14, 10/14 and 12/14 are 2, 3 and 3."""
     assert Lessons.for_model(tiny_vit, ["random"], PLAIN).sizes == ((32, 32), (48, 48))
+
+
+def test_a_model_of_one_size_only():
+    model = load_model("vit_tiny_patch16_224", pretrained=False, depth=1)
+    assert smaller_sizes(model, [0.5, 1]) == [(112, 112)]
+    model.__class__ = type("Fixed", (type(model),), {"set_input_size": property()})
+    assert smaller_sizes(model, [0.5, 1]) == []
 
 
 def test_attention_is_softened_where_there_are_fewer_patches(tiny_vit):

@@ -152,7 +152,7 @@ def accelerate(
 
 def _warn_of_limits(vit: object, pupil: object) -> None:
     """Say what of a target's levers is not to be had, and that a student's grid is another."""
-    if not vs.tuning.merge_counts(vit, [1]):
+    if not vs.reduction.allows(vit, vs.Reduction(merge="1")):
         warnings.warn("The target's tokens cannot be merged: that lever is left out.", stacklevel=2)
     if pupil and pupil.grid_size != vs.grid_size(vit):
         theirs, own = (" x ".join(map(str, grid)) for grid in (pupil.grid_size, vs.grid_size(vit)))

@@ -24,6 +24,7 @@ from .merge import (
 from .reduction import (
     Reduction as Reduction,
     Shown as Shown,
+    allows as allows,
     as_reduction as as_reduction,
     check_reduction as check_reduction,
     forward_each as forward_each,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitsal.errors import UserError, check_number
 from vitsal.models.pixels import fit_grid, resize
+from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
@@ -109,6 +110,15 @@ def check_reduction(model: nn.Module, reduction: Reduction) -> None:
             pass
     if reduction.softens:
         query_norms(model)
+
+
+def allows(model: nn.Module, reduction: Reduction) -> bool:
+    """Whether `model` can be reduced so, its images resized too."""
+    try:
+        check_reduction(resized(model, reduction.input_size), reduction)
+    except UserError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

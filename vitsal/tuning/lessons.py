@@ -14,9 +14,9 @@ from vitsal.choices import TuningSettings
 from vitsal.errors import UserError
 from vitsal.jobs.identity import seed_of
 from vitsal.models.sizes import resized
-from vitsal.models.tokens import grid_size
+from vitsal.models.tokens import grid_size, input_size
 from vitsal.reduction.keep import rank_patches
-from vitsal.reduction.reduction import Reduction, check_reduction
+from vitsal.reduction.reduction import Reduction, allows, check_reduction
 
 SIZES = (8 / 14, 10 / 14, 12 / 14)  # of the patches along each side: 128, 160 and 192 of 224 pixels
 MERGED = (0.5, 0.8, 1.0)  # of the tokens that each block of as many would merge away: 8, 13 and 16 of 196 in 12 blocks
@@ -117,10 +117,8 @@ def smaller_sizes(model: nn.Module, shares: Sequence[float]) -> list[tuple[int, 
     sides = [
         tuple(max(1, round(share * cells)) * step for cells, step in zip(grid, patch, strict=True)) for share in shares
     ]
-    try:
-        return [size for size in dict.fromkeys(sides) if resized(model, size) is not model]
-    except UserError:
-        return []
+    others = (size for size in dict.fromkeys(sides) if size != input_size(model))
+    return [size for size in others if allows(model, Reduction(input_size=size))]
 
 
 def softening_of(model: nn.Module, asked: str | None) -> str:
@@ -133,18 +131,12 @@ def softening_of(model: nn.Module, asked: str | None) -> str:
 
 def can_soften(model: nn.Module) -> bool:
     """Whether the attention of a model can be softened."""
-    try:
-        check_reduction(model, Reduction(soften=SOFTENED))
-    except UserError:
-        return False
-    return True
+    return allows(model, Reduction(soften=SOFTENED))
 
 
 def merge_counts(model: nn.Module, shares: Sequence[float]) -> list[int]:
     """How many tokens each block merges away, as shares of the patches per block; none if none can be merged."""
-    patches = grid_size(model)[0] * grid_size(model)[1]
-    try:
-        check_reduction(model, Reduction(merge="1"))
-    except UserError:
+    if not allows(model, Reduction(merge="1")):
         return []
+    patches = math.prod(grid_size(model))
     return list(dict.fromkeys(max(1, int(share * patches / len(model.blocks))) for share in shares))
