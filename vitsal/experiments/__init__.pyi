@@ -36,6 +36,7 @@ from .outcomes import (
     save_outcomes as save_outcomes,
     student_shares as student_shares,
     summarize as summarize,
+    with_levers as with_levers,
 )
 from .question import Question as Question
 from .results import (

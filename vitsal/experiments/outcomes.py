@@ -123,6 +123,11 @@ def save_outcomes(outcomes: Outcomes, path: str | Path) -> None:
     write_whole(Path(path), partial(table.to_parquet, index=False, compression="zstd", write_page_checksum=True))
 
 
+def with_levers(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column for every lever: those written before there was more than dropping lack some."""
+    return table.assign(**{name: value for name, value in NOT_USED.items() if name not in table})
+
+
 def read_outcomes(path: str | Path) -> Outcomes:
     """The outcomes in a file of `save_outcomes`.
 
@@ -132,8 +137,7 @@ def read_outcomes(path: str | Path) -> Outcomes:
     check_file("outcomes", path)
     try:
         table = pd.read_parquet(path, page_checksum_verification=True)
-        # files of before there was more than dropping have no such columns
-        table = table.assign(**{name: value for name, value in NOT_USED.items() if name not in table})[COLUMNS]
+        table = with_levers(table)[COLUMNS]
         groups = dict(tuple(table.groupby(CELL, sort=False)))
         first = next(iter(groups.values()))
         if any(list(rows.image) != list(first.image) for rows in groups.values()):

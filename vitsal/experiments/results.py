@@ -10,7 +10,15 @@ from typing import Any
 import pandas as pd
 
 from vitsal.errors import UserError
-from vitsal.experiments.outcomes import LEVERS, NOT_USED, SUMMARY_COLUMNS, Outcomes, paired_difference, summarize
+from vitsal.experiments.outcomes import (
+    LEVERS,
+    NOT_USED,
+    SUMMARY_COLUMNS,
+    Outcomes,
+    paired_difference,
+    summarize,
+    with_levers,
+)
 from vitsal.jobs.files import locked, write_whole
 from vitsal.jobs.identity import checksum, question_hash
 
@@ -99,12 +107,10 @@ def read_results(path: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, float_precision="round_trip", dtype=types, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a results table ({error}); name another, or move it.") from error
-    if CHECKSUM in table:  # written before there was more than dropping, it lacks columns
-        table = table.assign(**{name: value for name, value in NOT_USED.items() if name not in table})
-    if set(table.columns) == set(RESULT_COLUMNS):
-        table = table[RESULT_COLUMNS]
-    if list(table.columns) != RESULT_COLUMNS:
+    table = with_levers(table)
+    if set(table.columns) != set(RESULT_COLUMNS):
         raise UserError(f"{path} is no results table of vitsal, and is left as it is; name another, or move it.")
+    table = table[RESULT_COLUMNS]
     _check_whole(table, copy, path)
     return table
 
