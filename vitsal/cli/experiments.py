@@ -88,9 +88,7 @@ def drop_curve(
     inner_name = target if guide_model is None else guide_model
     same_model = inner_name == target and guide_checkpoint in (None, checkpoint)
     inner = vit if same_model else vs.load_model(inner_name, guide_checkpoint, device=where)
-    pupils = vs.load_students(student, where) if student else None
-    convnet = None if network is None else vs.models.load_network(network, device=where)
-    choosers = vs.guides.make_choosers(names, vit, pupils, model=inner, network=convnet, **given)
+    choosers = vs.guides.load_choosers(names, vit, student, network, model=inner, **given)
     dataset = vs.open_data(data, vs.model_transform(vit), split=split)
     own = vs.models.input_size(vit)
     asked = tuple(replace(one, input_size=None) if one.input_size == own else one for one in reductions)

@@ -82,9 +82,7 @@ def tune_target(
     vs.tuning.check_tuning_folder(output)
     accelerator, where = vs.jobs.make_accelerator(), vs.find_device("auto")
     vit = vs.load_model(target, checkpoint, device=where)
-    pupils = vs.load_students(student, where) if student else None
-    convnet = None if network is None else vs.models.load_network(network, device=where)
-    guides = vs.guides.make_choosers(names, vit, pupils, network=convnet, **explained)
+    guides = vs.guides.load_choosers(names, vit, student, network, **explained)
     datasets = [vs.open_data(source, vs.model_transform(vit), split=split) for source in data]
     report = vs.tune_target(vit, datasets, guides, output, settings, num_workers=num_workers, accelerator=accelerator)
     if accelerator.is_main_process:

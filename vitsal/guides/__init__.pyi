@@ -33,6 +33,7 @@ from .explainers import (
 )
 from .factory import (
     Guide as Guide,
+    load_choosers as load_choosers,
     make_choosers as make_choosers,
     make_guide as make_guide,
     models_in as models_in,

@@ -12,8 +12,9 @@ from vitsal.choices import GUIDES
 from vitsal.errors import UserError, check_choice
 from vitsal.guides import baselines, explainers
 from vitsal.guides.adapters import AdaptedGuide, StudentGuide
+from vitsal.models.loading import load_network
 from vitsal.models.tokens import grid_size
-from vitsal.students.student import Student
+from vitsal.students.student import Student, load_students
 
 Guide = Callable[[Tensor], Tensor]
 
@@ -77,6 +78,22 @@ def make_choosers(
     choosers = {name: make_guide(name, target, **options) for name in names if name != "student"}
     pupils = (students or {"": None}) if "student" in names else {}
     return choosers | {f"student {name}": make_guide("student", target, student=pupils[name]) for name in pupils}
+
+
+def load_choosers(
+    names: Sequence[str], target: nn.Module, students: str | None, network: str | None, **options: Any
+) -> dict[str, Guide]:
+    """`make_choosers` with students (`load_students`) and a network (`load_network`) by their names, None for none.
+
+    What is loaded goes where the target is.
+
+    Raises:
+        UserError: see `make_guide`, and what cannot be loaded.
+    """
+    device = next(target.parameters()).device
+    pupils = load_students(students, device) if students else None
+    convnet = None if network is None else load_network(network, device=device)
+    return make_choosers(names, target, pupils, network=convnet, **options)
 
 
 def picture_guide(method: str, model: nn.Module, **options: Any) -> Guide:
