@@ -68,3 +68,15 @@ def tiny_vit(_tiny_vit):
 def images():
     """Four random images for `tiny_vit`, (4, 3, 64, 64)."""
     return torch.randn(4, 3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    """The model of a test file's `family` (`families.family_fixture`), with random weights."""
+    return family.load()
+
+
+@pytest.fixture
+def pictures(family):
+    """Three random images for `model`."""
+    return torch.randn(3, 3, *family.size)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from helpers import randomise
 
 from vitsal.models.loading import load_model
@@ -21,6 +22,24 @@ class Family:
     def load(self):
         model = load_model(self.name, pretrained=False, img_size=self.size, depth=self.depth, **self.options)
         return randomise(model)
+
+
+def each_of(families, quick):
+    """Families, by their names, as parameters of tests: all but those that are named as quick are slow."""
+    return [
+        pytest.param(family, id=name, marks=[] if name in quick else pytest.mark.slow)
+        for name, family in families.items()
+    ]
+
+
+def family_fixture(families, quick):
+    """A test file's fixture `family`: each of these; `model` and `pictures` are then its."""
+
+    @pytest.fixture(scope="module", params=each_of(families, quick))
+    def family(request):
+        return request.param
+
+    return family
 
 
 FAMILIES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from families import FAMILIES
+from families import FAMILIES, family_fixture
 from helpers import assert_close, randomise, traces
 
 from vitsal.analysis.probing import (
@@ -35,22 +35,8 @@ PROBED = [
     "RoPE mixed",
     "DINOv3",
 ]
+family = family_fixture({name: FAMILIES[name] for name in PROBED}, PROBED)
 WITHOUT_POSITIONS = ("BEiT not square", "RoPE mixed", "DINOv3")
-
-
-@pytest.fixture(scope="module", params=PROBED)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(scope="module")
-def model(family):
-    return family.load()
-
-
-@pytest.fixture
-def images(family):
-    return torch.randn(3, 3, *family.size)
 
 
 @pytest.fixture
@@ -118,8 +104,8 @@ def test_half_precision_is_summed_in_full(dtype):
     assert_close(found, expected)
 
 
-def test_distances_equal_the_slow_computation(model, images):
-    assert_close(attention_distances(model, images), slow_distances(model, images), 1e-3)
+def test_distances_equal_the_slow_computation(model, pictures):
+    assert_close(attention_distances(model, pictures), slow_distances(model, pictures), 1e-3)
 
 
 def test_mean_and_spread_over_images(distilled):
@@ -223,21 +209,21 @@ def test_prefix_positions_are_left_out(distilled):
 
 
 @pytest.mark.parametrize("block", [0, -1])
-def test_head_maps_are_the_recorded_rows(model, images, block):
+def test_head_maps_are_the_recorded_rows(model, pictures, block):
     with torch.no_grad(), record_attention(model) as maps:
-        model(images)
+        model(pictures)
     prefix, attention = model.num_prefix_tokens, maps[block]
     if default_readout(model) == "class":
         rows = attention[:, :, 0, prefix:]
     else:
         rows = attention[:, :, prefix:, prefix:].mean(dim=2)
-    found = HeadGuide(model, block)(images)
+    found = HeadGuide(model, block)(pictures)
     assert_close(found, rows.unflatten(-1, grid_size(model)))
-    assert_close(HeadGuide(model, block, head=1)(images), found[:, 1])
+    assert_close(HeadGuide(model, block, head=1)(pictures), found[:, 1])
 
 
-def test_mean_of_the_heads_is_the_last_attention(model, images):
-    assert_close(HeadGuide(model)(images).mean(dim=1), LastAttentionGuide(model)(images))
+def test_mean_of_the_heads_is_the_last_attention(model, pictures):
+    assert_close(HeadGuide(model)(pictures).mean(dim=1), LastAttentionGuide(model)(pictures))
 
 
 @pytest.mark.parametrize("block", [2, -3])

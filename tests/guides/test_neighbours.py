@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, family_fixture
 from helpers import assert_close, randomise, traces
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -19,27 +19,7 @@ from vitsal.models.tokens import default_readout, grid_size
 
 EARLY = [ClassAttentionGuide, NormChangeGuide]
 QUICK = ("ViT tiny", "DeiT distilled", "DINOv2 registers", "SigLIP", "DINOv3", "EVA-02 not square", "BEiT not square")
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(family, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, family in FAMILIES.items()
-    ],
-)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family):
-    return family.load()
-
-
-@pytest.fixture
-def pictures(family):
-    return torch.randn(2, 3, *family.size)
+family = family_fixture(FAMILIES, QUICK)
 
 
 @pytest.fixture

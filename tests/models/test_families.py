@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, family_fixture
 from helpers import assert_close, traces
 from PIL import Image
 from timm.models.beit import Beit
@@ -19,37 +19,17 @@ from vitsal.reduction.drop import embed_once, forward_kept, gather_tokens, keep_
 from vitsal.reduction.keep import top_k_patches
 
 QUICK = ("ViT tiny", "DeiT distilled", "DINO", "DINOv2 registers", "DINOv3", "EVA-02 not square", "BEiT not square")
+family = family_fixture(FAMILIES, QUICK)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(family, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, family in FAMILIES.items()
-    ],
-)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family):
-    return family.load()
-
-
-@pytest.fixture
-def images(family):
-    return torch.randn(3, 3, *family.size)
-
-
-def different_patches(model, images, keep_ratio=0.4):
+def different_patches(model, pictures, keep_ratio=0.4):
     """Other patches for each image, (B, K)."""
-    return top_k_patches(torch.rand(len(images), *grid_size(model)), keep_ratio)
+    return top_k_patches(torch.rand(len(pictures), *grid_size(model)), keep_ratio)
 
 
-def test_what_is_known_of_its_tokens(family, model, images):
+def test_what_is_known_of_its_tokens(family, model, pictures):
     patch = model.patch_embed.patch_size
-    assert grid_size(model) == grid_size(model, images) == (family.size[0] // patch[0], family.size[1] // patch[1])
+    assert grid_size(model) == grid_size(model, pictures) == (family.size[0] // patch[0], family.size[1] // patch[1])
     assert model.num_prefix_tokens == family.prefix
     assert default_readout(model) == family.readout
 
@@ -59,9 +39,9 @@ def test_transform_gives_its_input_size(family, model):
 
 
 @torch.no_grad()
-def test_one_row_stochastic_map_per_block(family, model, images):
+def test_one_row_stochastic_map_per_block(family, model, pictures):
     with record_attention(model) as maps:
-        model(images)
+        model(pictures)
     num_tokens = family.prefix + model.patch_embed.num_patches
     assert len(maps) == family.depth
     for attention in maps:
@@ -71,13 +51,13 @@ def test_one_row_stochastic_map_per_block(family, model, images):
 
 
 @pytest.mark.parametrize("make", [RolloutGuide, LastAttentionGuide, GradientRolloutGuide])
-def test_saliency(family, model, images, make):
+def test_saliency(family, model, pictures, make):
     if make is GradientRolloutGuide and not model.num_classes:
         with pytest.raises(UserError, match="no classifier"):
             make(model)
         return
     guide = make(model)
-    saliency = guide(images)
+    saliency = guide(pictures)
     total = saliency.flatten(1).sum(dim=1)
     assert saliency.shape == (3, *grid_size(model))
     assert saliency.isfinite().all()
@@ -89,21 +69,21 @@ def test_saliency(family, model, images, make):
         assert_close(total, torch.ones(3))
     assert saliency.flatten(1).std(dim=1).min() > 1e-5  # a uniform map would pass all other checks
     for index in range(3):
-        assert_close(guide(images[index : index + 1])[0], saliency[index])
+        assert_close(guide(pictures[index : index + 1])[0], saliency[index])
 
 
-def test_flow_and_relevance(model, images):
+def test_flow_and_relevance(model, pictures):
     """Flow is at least what rollout carries; relevance adds what speaks for the class, on the patches alone."""
-    flow, rollout = FlowGuide(model)(images[:1]), RolloutGuide(model)(images[:1])
+    flow, rollout = FlowGuide(model)(pictures[:1]), RolloutGuide(model)(pictures[:1])
     assert flow.shape == rollout.shape == (1, *grid_size(model))
     assert (flow >= rollout - 1e-6).all()
     assert flow.std() > 1e-5
     if model.num_classes:
-        relevance = GradientAttentionGuide(model)(images)
+        relevance = GradientAttentionGuide(model)(pictures)
         assert relevance.isfinite().all()
         assert relevance.min() >= 0
         assert relevance.flatten(1).std(dim=1).min() > 0
-        alone = GradientAttentionGuide(model)(images[1:2])[0]
+        alone = GradientAttentionGuide(model)(pictures[1:2])[0]
         assert_close(alone / relevance[1].max(), relevance[1] / relevance[1].max())
 
 
@@ -120,23 +100,23 @@ def test_explorer(family, model):
 
 
 @torch.no_grad()
-def test_keeping_everything_is_the_untouched_model(model, images):
+def test_keeping_everything_is_the_untouched_model(model, pictures):
     everything = torch.arange(model.patch_embed.num_patches).expand(3, -1)
-    assert_close(forward_kept(model, images, everything), model(images))
+    assert_close(forward_kept(model, pictures, everything), model(pictures))
 
 
 @torch.no_grad()
-def test_embedding_once_changes_nothing(model, images):
-    keeps = [different_patches(model, images) for _ in range(2)]
-    before, apart = traces(model), [forward_kept(model, images, keep) for keep in keeps]
-    with embed_once(model, images):
-        together = [forward_kept(model, images, keep) for keep in keeps]
-        assert torch.equal(model(images), model(torch.zeros_like(images)))  # these images alone
+def test_embedding_once_changes_nothing(model, pictures):
+    keeps = [different_patches(model, pictures) for _ in range(2)]
+    before, apart = traces(model), [forward_kept(model, pictures, keep) for keep in keeps]
+    with embed_once(model, pictures):
+        together = [forward_kept(model, pictures, keep) for keep in keeps]
+        assert torch.equal(model(pictures), model(torch.zeros_like(pictures)))  # these images alone
     assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
     assert traces(model) == before
 
 
-def masked_like(model, images, keep):
+def masked_like(model, pictures, keep):
     """Logits where the patches that are not kept are no keys in any block, and do not reach the head."""
     prefix = torch.arange(model.num_prefix_tokens).expand(len(keep), -1)
     indices = torch.cat([prefix, keep + model.num_prefix_tokens], dim=1)
@@ -149,61 +129,61 @@ def masked_like(model, images, keep):
         return args, {**options, option: mask if bias is None else bias + mask}
 
     handles = [block.register_forward_pre_hook(add_mask, with_kwargs=True) for block in model.blocks]
-    features = model.forward_features(images)
+    features = model.forward_features(pictures)
     for handle in handles:
         handle.remove()
     return model.forward_head(gather_tokens(features, indices))
 
 
 @torch.no_grad()
-def test_dropping_equals_masking(model, images):
-    keep = different_patches(model, images)
-    dropped = forward_kept(model, images, keep)
-    assert_close(dropped, masked_like(model, images, keep), 1e-4)
-    assert (dropped - model(images)).abs().max() > 0.05  # the patches that went did matter
-    other = forward_kept(model, images, different_patches(model, images))
+def test_dropping_equals_masking(model, pictures):
+    keep = different_patches(model, pictures)
+    dropped = forward_kept(model, pictures, keep)
+    assert_close(dropped, masked_like(model, pictures, keep), 1e-4)
+    assert (dropped - model(pictures)).abs().max() > 0.05  # the patches that went did matter
+    other = forward_kept(model, pictures, different_patches(model, pictures))
     assert (dropped - other).abs().max() > 0.05
 
 
 @torch.no_grad()
-def test_batch_equals_single_images(model, images):
-    keep = different_patches(model, images)
-    together = forward_kept(model, images, keep)
+def test_batch_equals_single_images(model, pictures):
+    keep = different_patches(model, pictures)
+    together = forward_kept(model, pictures, keep)
     for index in range(3):
-        alone = forward_kept(model, images[index : index + 1], keep[index : index + 1])
+        alone = forward_kept(model, pictures[index : index + 1], keep[index : index + 1])
         assert_close(alone[0], together[index])
 
 
 @torch.no_grad()
-def test_tokens_are_really_removed(family, model, images):
-    keep = different_patches(model, images)
+def test_tokens_are_really_removed(family, model, pictures):
+    keep = different_patches(model, pictures)
     counts = []
     handles = [
         block.attn.register_forward_hook(lambda _, args, out: counts.append(out.shape)) for block in model.blocks
     ]
-    forward_kept(model, images, keep)
+    forward_kept(model, pictures, keep)
     for handle in handles:
         handle.remove()
     assert counts == [(3, family.prefix + keep.shape[1], model.embed_dim)] * family.depth
 
 
 @torch.no_grad()
-def test_attention_of_a_dropped_forward_can_be_recorded(family, model, images):
-    keep = different_patches(model, images)
+def test_attention_of_a_dropped_forward_can_be_recorded(family, model, pictures):
+    keep = different_patches(model, pictures)
     with keep_patches(model, keep), record_attention(model) as maps:
-        model(images)
+        model(pictures)
     assert [attention.shape[-1] for attention in maps] == [family.prefix + keep.shape[1]] * family.depth
 
 
-def test_model_is_as_before(model, images):
-    before, logits = traces(model), model(images).detach()
-    keep = different_patches(model, images)
-    forward_kept(model, images, keep)
-    RolloutGuide(model, "max", 0.9)(images)
+def test_model_is_as_before(model, pictures):
+    before, logits = traces(model), model(pictures).detach()
+    keep = different_patches(model, pictures)
+    forward_kept(model, pictures, keep)
+    RolloutGuide(model, "max", 0.9)(pictures)
     with pytest.raises(ZeroDivisionError), keep_patches(model, keep):
         1 / 0  # noqa: B018
     assert traces(model) == before
-    assert torch.equal(model(images), logits)
+    assert torch.equal(model(pictures), logits)
 
 
 @torch.no_grad()

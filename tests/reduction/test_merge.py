@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, Family
+from families import FAMILIES, Family, family_fixture
 from helpers import assert_close, randomise, traces
 from torch.nn.functional import cosine_similarity
 
@@ -22,24 +22,7 @@ REFUSED = ("BEiT", "EVA", "RoPE", "DINOv3")
 MERGED = {name: family for name, family in FAMILIES.items() if not name.startswith(REFUSED)}
 MERGED["EVA-01"] = Family("eva_large_patch14_196", readout="patches", size=(98, 98))  # EVA without rotary positions
 QUICK = ("ViT tiny", "ViT not square", "DeiT distilled", "DeiT-III", "DINO", "DINOv2 registers")
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MERGED],
-)
-def family(request):
-    return MERGED[request.param]
-
-
-@pytest.fixture(scope="module")
-def family_model(family):
-    return family.load()
-
-
-@pytest.fixture
-def family_images(family):
-    return torch.randn(3, 3, *family.size)
+family = family_fixture(MERGED, QUICK)
 
 
 def slow_clusters(keys, prefix, number):
@@ -169,10 +152,10 @@ def test_equally_similar_tokens_are_merged_in_order():
     assert match_tokens(torch.ones(1, 6, 2), 0, 2).tolist() == [[1, 1, 1, 2, 0, 3]]
 
 
-def test_supported_families_are_the_papers(family, family_model, family_images):
+def test_supported_families_are_the_papers(family, model, pictures):
     schedule = (7, 100, 0)[: family.depth]
-    _, merged = check_against_paper(family_model, family_images, schedule)
-    num_tokens = family.prefix + family_model.patch_embed.num_patches
+    _, merged = check_against_paper(model, pictures, schedule)
+    num_tokens = family.prefix + model.patch_embed.num_patches
     assert (merged.sizes.sum(dim=1) == num_tokens).all()
     assert (merged.sizes[:, : family.prefix] == 1).all()
 
@@ -193,11 +176,11 @@ def test_real_model_is_the_papers(deit_tiny, imagenet_sample, schedule):
 
 
 @torch.no_grad()
-def test_nothing_merged_is_the_model_itself(family, family_model, family_images):
-    whole = family_model(family_images)
-    with merge_tokens(family_model, 0) as merged:
-        assert torch.equal(family_model(family_images), whole)
-    patches = family_model.patch_embed.num_patches
+def test_nothing_merged_is_the_model_itself(family, model, pictures):
+    whole = model(pictures)
+    with merge_tokens(model, 0) as merged:
+        assert torch.equal(model(pictures), whole)
+    patches = model.patch_embed.num_patches
     assert torch.equal(merged.sizes, torch.ones(3, family.prefix + patches))
     assert merged.groups.tolist() == [list(range(family.prefix, family.prefix + patches))] * 3
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, each_of
 from helpers import assert_close, traces
 
 from vitsal.errors import UserError
@@ -68,12 +68,10 @@ def test_schedules_that_are_none(spec):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SOFTENED]
-)
+@pytest.mark.parametrize("family", each_of(SOFTENED, QUICK))
 @pytest.mark.parametrize("schedule", ["0.5", "2-"])
-def test_families_equal_timms_own_scale_set_by_hand(name, schedule):
-    model, family = SOFTENED[name].load(), SOFTENED[name]
+def test_families_equal_timms_own_scale_set_by_hand(family, schedule):
+    model = family.load()
     images, before = torch.randn(2, 3, *family.size), traces(model)
     keep = torch.tensor([[0, 3, 5, 6], [1, 2, 4, 7]])
     own = model.num_prefix_tokens + math.prod(model.patch_embed.grid_size)
