@@ -68,6 +68,7 @@ def test_every_option_has_its_bad_values():
     assert sum(1 for command in BAD for _ in bad_lines(command)) >= 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in BASE if command not in ("", "run")])
 def test_the_command_line_itself_is_fine(workplace, command):
     """Otherwise it would be refused whatever the option that is tried; notebooks have tests of their own."""

@@ -287,6 +287,7 @@ def test_drop_curve_writes_what_is_predicted_for_each_image(folder, checkpoint, 
     assert output.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_drop_curve_with_every_lever(folder, checkpoint, tmp_path):
     output, each = tmp_path / "table.csv", tmp_path / "outcomes.parquet"
     options = ["--guide", "random,center", "--keep", "1.0,0.5", "--merge", "0,8@1", "--input-size", "112,64x80"]
@@ -353,6 +354,7 @@ def test_drop_curve_again_only_reads_what_is_kept(folder, checkpoint, tmp_path, 
         assert (tmp_path / name).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_drop_curve_names_its_own_file(folder, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for ratio, limit in [("0.5", 4), ("0.3", 4), ("0.5", 4), ("0.5", 5)]:
@@ -580,6 +582,7 @@ def test_bad_run(fail, tmp_path, arguments, said):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_block_that_rollout_cannot_record(fail):
     model = "vit_tiny_patch16_224"
     assert "Unknown benchmark 'roll'" in fail("benchmark", "roll", "--model", model)
@@ -604,6 +607,7 @@ def test_unknown_preset_in_a_notebook(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_with_what_they_need():
     shown = succeed("recipes", "mae-huge")
     assert "- target mae_finetuned_vit_huge.pth, 2528.2 MB: not here; https://" in shown

@@ -63,6 +63,7 @@ def test_outside_its_mask_a_digit_changes_nothing(monkeypatch: pytest.MonkeyPatc
         assert changed[digit.mask].mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "expected"), [(LARGE, [0.42, 0.44, 0.14]), (SMALL, [0.13, 0.49, 0.38])])
 def test_the_largest_of_one_to_three_digits_stands_apart_and_decides(sizes: Sizes, expected: list[float]) -> None:
     made = [make_scene("train", 2, index, sizes) for index in range(300)]
@@ -106,6 +107,7 @@ def test_a_fragment_is_less_than_half_of_a_glyph() -> None:
         assert 0.35 < (kept > 0).mean() <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "patches"), [(LARGE, 0.19), (SMALL, 0.12)])
 def test_every_largest_digit_lies_whole_in_its_scene_and_anywhere_in_it(sizes: Sizes, patches: float) -> None:
     masks = np.stack([make_scene("test", 1, index, sizes).mask for index in range(400)])
@@ -116,6 +118,7 @@ def test_every_largest_digit_lies_whole_in_its_scene_and_anywhere_in_it(sizes: S
     assert quarters.min() > 0.8 * quarters.max()
 
 
+@pytest.mark.slow
 def test_labels_are_the_digits_own_and_balanced() -> None:
     made = [make_scene("train", 0, index) for index in range(400)]
     assert all(load_digits().target[digit.row] == digit.label for scene in made[:20] for digit in scene.digits)

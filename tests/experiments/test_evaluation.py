@@ -77,6 +77,7 @@ def test_predictions_equal_a_plain_loop_over_single_images(tiny_vit, dataset, gu
 LEVERS = (Reduction(0.5, "2"), Reduction(1.0, "3-"), Reduction(0.5, "0", (48, 48)), Reduction(1.0, "0", (32, 64)))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_reductions_equal_a_plain_loop_over_single_images(tiny_vit, dataset, guides):
     outcomes = drop_curve(tiny_vit, guides, dataset, (0.5, *LEVERS), batch_size=5, progress=False)
@@ -550,6 +551,7 @@ def curve_of(target, folder, journals, **options):
     return outcomes, sum(seen)
 
 
+@pytest.mark.slow
 def test_an_image_that_changed_is_computed_again_alone(tiny_vit, dataset, tmp_path):
     """Replaced under the same name; broken, then repaired; back as it was; one more; one less."""
     folder, image = tmp_path / "images", tmp_path / "images" / "3" / "03.png"

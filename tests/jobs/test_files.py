@@ -67,6 +67,7 @@ def test_a_lock_is_one_by_whatever_name(tmp_path, monkeypatch):
             raise AssertionError("two hold it")
 
 
+@pytest.mark.slow
 def test_a_folder_that_takes_no_files(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)), locked(tmp_path / "file" / "table.csv"):

@@ -188,7 +188,9 @@ def test_another_model_by_its_name(explorer):
     assert bytes(explorer.picture.value) == before
 
 
-@pytest.mark.parametrize("name", ["vit_tinny", "resnet18", "", "vit_base_patch16_224.dino"])
+@pytest.mark.parametrize(
+    "name", ["vit_tinny", "resnet18", "", pytest.param("vit_base_patch16_224.dino", marks=pytest.mark.slow)]
+)
 def test_a_model_that_cannot_be_had_leaves_everything_as_it_was(explorer, name):
     before = bytes(explorer.picture.value)
     explorer.model.value = name

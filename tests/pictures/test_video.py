@@ -106,7 +106,11 @@ def test_every_head_has_a_panel(model):
 
 @pytest.mark.parametrize(
     ("source", "output", "rate"),
-    [("a.mp4", "b.mp4", 25), ("a.mkv", "b.mov", Fraction(30000, 1001)), ("a.mp4", "b.mkv", Fraction(30000, 1001))],
+    [
+        ("a.mp4", "b.mp4", 25),
+        pytest.param("a.mkv", "b.mov", Fraction(30000, 1001), marks=pytest.mark.slow),
+        pytest.param("a.mp4", "b.mkv", Fraction(30000, 1001), marks=pytest.mark.slow),
+    ],
 )
 def test_frames_times_and_sound_are_kept(tmp_path, columns, source, output, rate):
     source, output = write_film(tmp_path / source, 30, rate=rate), tmp_path / output

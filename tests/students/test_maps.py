@@ -413,6 +413,7 @@ def test_thousands_of_images_killed_in_the_middle(model, dataset, tmp_path, monk
         assert all(torch.equal(*values) for values in zip(*pair, strict=True))
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_fill_one_folder(model, dataset, whole, tmp_path):
     runs = [get_context("fork").Process(target=run, args=(model, dataset, tmp_path)) for _ in range(2)]
     for process in runs:

@@ -62,6 +62,7 @@ def save_often(width, folder):
         save_student(Student("convnet", (2, 2), width=width), folder)
 
 
+@pytest.mark.slow
 def test_two_writers_leave_one_students_files(tmp_path):
     """And never the config of one with the weights of the other, which no student could be made of."""
     writers = [get_context("fork").Process(target=save_often, args=(width, tmp_path / "s")) for width in (4, 8)]
