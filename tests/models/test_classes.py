@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from vitsal.models.classes import Prediction, class_names, top_classes
+from vitsal.errors import UserError
+from vitsal.models.classes import Prediction, check_answering, class_names, top_classes
 from vitsal.models.loading import outline
 
 
@@ -39,3 +40,12 @@ def test_top_classes_of_logits_that_have_a_gradient():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert top_classes(torch.tensor([0.0, 2.0], requires_grad=True), ["a", "b"], 1)[0].name == "b"
+
+
+def test_targets_without_answers(tiny_vit):
+    check_answering(tiny_vit)
+    with pytest.raises(UserError, match="is in training mode"):
+        check_answering(tiny_vit.train())
+    tiny_vit.reset_classifier(0)
+    with pytest.raises(UserError, match="has no classifier"):
+        check_answering(tiny_vit.eval())

@@ -11,7 +11,7 @@ from vitsal.errors import UserError
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.reduction.reduction import Reduction
-from vitsal.tuning.answers import check_answering, compare_answers, divergence, judge_answers, logit_distance
+from vitsal.tuning.answers import compare_answers, divergence, judge_answers, logit_distance
 from vitsal.tuning.lessons import Lessons
 from vitsal.tuning.parameters import tunable_twin
 
@@ -58,14 +58,6 @@ def test_report_is_what_one_image_after_the_other_gives(tiny_vit):
             parts = [whole.softmax(0) * (whole.log_softmax(0) - ours.log_softmax(0)) for ours, whole in answers]
             assert kl == pytest.approx(sum(part.sum().item() for part in parts) / 7, abs=1e-5)
     assert (report.same_before[0], report.kl_before[0]) == (1, pytest.approx(0, abs=1e-6))
-
-
-def test_targets_without_answers(tiny_vit):
-    with pytest.raises(UserError, match="is in training mode"):
-        check_answering(tiny_vit.train())
-    tiny_vit.reset_classifier(0)
-    with pytest.raises(UserError, match="has no classifier"):
-        check_answering(tiny_vit.eval())
 
 
 def test_no_image_that_can_be_read(tiny_vit):

@@ -39,6 +39,7 @@ from vitsal.data.images import Batch, LabelledImages, batches
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError, check_choice
 from vitsal.guides.factory import Guide
+from vitsal.models.classes import check_answering
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.keep import rank_patches
 
@@ -151,10 +152,7 @@ def score_guides(
         raise UserError("Faithfulness needs at least one guide and one metric.")
     for name in metrics:
         check_choice("metric", name, METRICS)
-    if not target.num_classes:
-        raise UserError("The target has no classifier, so no answer to be faithful to; choose one with a head.")
-    if target.training:
-        raise UserError("The target is in training mode, in which its answers are random; call its eval() first.")
+    check_answering(target)
     rows, skipped, total = [], {}, dataset.count(limit)
     with tqdm(desc="faithfulness", total=total, unit="image", mininterval=1, disable=not progress) as bar:
         for batch in batches(dataset, batch_size, limit=limit):

@@ -113,6 +113,11 @@ def data_path(source: str) -> str:
     return "" if source in OWN_DATA else source.removeprefix("wds/")
 
 
+def model_path(name: str) -> str:
+    """Where a model lies, by its name on the command line; "" for those that are no folder."""
+    return name.partition("local-dir:")[2]
+
+
 def check_apart(data: Sequence[str], split: str, test_data: str, test_split: str) -> None:
     """Raise UserError if what is to be reported on is among what is chosen on."""
     if test_data in data and (test_split == split or data_path(test_data)):

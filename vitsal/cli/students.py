@@ -74,7 +74,7 @@ def train_student(
     if geometry and views:
         options.refuse_option("geometry", "a training with --views, which are cropped already", "one without")
     check_output(output / "model.safetensors", checkpoint)
-    place, model_folder = options.data_path(data), teacher.partition("local-dir:")[2]
+    place, model_folder = options.data_path(data), options.model_path(teacher)
     check_output_folder(output, place, maps, model_folder, within=True)
     check_output_folder(maps or Path("runs", "maps"), place, within=True)
     recipe = TrainingSettings(

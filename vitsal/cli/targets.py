@@ -74,7 +74,7 @@ def tune_target(
         sizes=input_size and tuple(options.parse_input_sizes(input_size)), soften=soften,
     )  # fmt: skip
     places = [options.data_path(source) for source in data]
-    check_output_folder(output, *places, target.partition("local-dir:")[2], student, within=True)
+    check_output_folder(output, *places, options.model_path(target), student, within=True)
     check_output(output / "model.safetensors", checkpoint)
     options.check_checkpoints(checkpoint)
     for source in data:
@@ -117,7 +117,7 @@ def accelerate(
     """
     check_number("speed-up", speed_up, 1, 1_000, open_end="low")
     places = [options.data_path(source) for source in (*data, test_data or "")]
-    check_output_folder(output, *places, target.partition("local-dir:")[2], student)
+    check_output_folder(output, *places, options.model_path(target), student)
     check_output(output / "README.md", checkpoint)
     options.check_checkpoints(checkpoint)
     for source, part in [*((source, split) for source in data), *([(test_data, test_split)] if test_data else [])]:

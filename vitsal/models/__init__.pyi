@@ -1,4 +1,9 @@
-from .classes import Prediction as Prediction, class_names as class_names, top_classes as top_classes
+from .classes import (
+    Prediction as Prediction,
+    check_answering as check_answering,
+    class_names as class_names,
+    top_classes as top_classes,
+)
 from .convnets import feature_map as feature_map
 from .digits import (
     vitsal_digits_guide as vitsal_digits_guide,

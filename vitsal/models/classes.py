@@ -1,4 +1,4 @@
-"""Names of a model's classes, and the classes that it thinks likeliest."""
+"""Names of a model's classes, the classes that it thinks likeliest, and whether it has any."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cache
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
+
+from vitsal.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,11 @@ def top_classes(logits: Tensor, names: list[str], count: int = 5) -> list[Predic
     probabilities = logits.detach().softmax(dim=0)
     likeliest = probabilities.topk(min(count, len(names))).indices.tolist()
     return [Prediction(index, names[index], float(probabilities[index])) for index in likeliest]
+
+
+def check_answering(target: nn.Module) -> None:
+    """Raise UserError unless a target has answers that can be compared: a classifier, and eval mode."""
+    if not target.num_classes:
+        raise UserError("The target has no classifier, so it has no answers; choose a model with a head.")
+    if target.training:
+        raise UserError("The target is in training mode, and answers at random: call its eval() first.")

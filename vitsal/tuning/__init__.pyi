@@ -1,6 +1,5 @@
 from .answers import (
     Asked as Asked,
-    check_answering as check_answering,
     compare_answers as compare_answers,
     divergence as divergence,
     judge_answers as judge_answers,

@@ -14,6 +14,7 @@ from vitsal.data.images import Batch
 from vitsal.data.pictures import warn_of_skipped
 from vitsal.errors import UserError
 from vitsal.guides.factory import Guide
+from vitsal.models.classes import check_answering
 from vitsal.models.sizes import resized_each
 from vitsal.reduction.reduction import Reduction, forward_each
 from vitsal.tuning.lessons import Lessons
@@ -104,14 +105,6 @@ def judge_answers(
         raise UserError(f"None of {len(skipped)} images could be read, so there are no answers to compare.")
     warn_of_skipped(skipped)
     return {name: torch.cat(parts, dim=2) for name, parts in found.items()}
-
-
-def check_answering(target: nn.Module) -> None:
-    """Raise UserError unless a target has answers to compare: a classifier, and eval mode."""
-    if not target.num_classes:
-        raise UserError("The target has no classifier, so it has no answers to keep; choose a model with a head.")
-    if target.training:
-        raise UserError("The target is in training mode, and answers at random: call its eval() first.")
 
 
 def _judge(logits: Tensor, wanted: Tensor) -> Tensor:

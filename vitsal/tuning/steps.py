@@ -25,8 +25,8 @@ from vitsal.guides.explainers import ModelGuide
 from vitsal.guides.factory import Guide
 from vitsal.jobs.identity import describe, seed_of
 from vitsal.jobs.processes import check_split, computed_precision
+from vitsal.models.classes import check_answering
 from vitsal.students.distillation import LARGEST_GRADIENT, DivergedError, cosine_schedule
-from vitsal.tuning.answers import check_answering
 from vitsal.tuning.lessons import Lesson, Lessons
 from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.state import TuningState

@@ -17,11 +17,12 @@ from vitsal.data.images import LabelledImages
 from vitsal.guides.factory import Guide
 from vitsal.jobs.files import check_own_folder, write_whole
 from vitsal.jobs.processes import alone_in, make_accelerator
+from vitsal.models.classes import check_answering
 from vitsal.models.pixels import resize
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import forward_reduced
 from vitsal.students.student import WEIGHTS
-from vitsal.tuning.answers import check_answering, compare_answers, divergence, logit_distance
+from vitsal.tuning.answers import compare_answers, divergence, logit_distance
 from vitsal.tuning.lessons import Lesson, Lessons, noisy_ranking
 from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.parameters import resized_with_gradient, save_difference, tunable_twin, tuned_names
