@@ -49,7 +49,7 @@ def frontier(
     options.taken_options(names, student=student, network=network)
     asked = [check_number("speed-up", value, 1, 1_000, open_end="low") for value in options.parse_values(speeds)]
     places = [options.data_path(source) for source in (*data, test_data)]
-    check_output_folder(output, *places, target.partition("local-dir:")[2], student)
+    check_output_folder(output, *places, options.model_path(target), student)
     check_output(output / "frontier.csv", checkpoint)
     options.check_checkpoints(checkpoint)
     for source, part in [*((source, split) for source in data), (test_data, test_split)]:
@@ -57,9 +57,7 @@ def frontier(
     options.check_apart(data, split, test_data, test_split)
     accelerator, where = vs.jobs.make_accelerator(), vs.find_device(device)
     vit = vs.load_model(target, checkpoint, device=where)
-    pupils = vs.load_students(student, where) if student else None
-    convnet = None if network is None else vs.models.load_network(network, device=where)
-    guides = vs.guides.make_choosers(names, vit, pupils, network=convnet, **explained)
+    guides = vs.guides.load_choosers(names, vit, student, network, **explained)
     transform = vs.model_transform(vit)
     tested = vs.open_data(test_data, transform, split=test_split)
     vs.data.check_classes(tested, vit)

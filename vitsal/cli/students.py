@@ -133,7 +133,7 @@ def teach_student(
     settings = AnswerSettings(epochs, batch_size, learning_rate, options.parse_values(keep), soften, limit, seed)
     check_output(output / "model.safetensors", checkpoint)
     places = [options.data_path(source) for source in data]
-    check_output_folder(output, *places, target.partition("local-dir:")[2], student, within=True)
+    check_output_folder(output, *places, options.model_path(target), student, within=True)
     options.check_checkpoints(checkpoint)
     for source in data:
         check_data(source, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,8 @@ from vitsal.experiments.evaluation import drop_curve
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.guides.factory import Guide
-from vitsal.jobs.files import read_json, write_whole
 from vitsal.jobs.identity import describe, question_hash
+from vitsal.jobs.sealed import read_sealed, write_sealed
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction
 from vitsal.tuning.answers import judge_answers
@@ -241,9 +240,5 @@ def kept_points(
     if not path.exists():
         batches = images.batches(range(len(images)), batch_size, num_workers, progress="points")
         chosen = [point.columns for point in frontier_points(target, guides, batches, speeds, soften)]
-        kept = {"about": about, "points": chosen, "checksum": question_hash({"points": chosen})}
-        write_whole(path, lambda place: place.write_text(json.dumps(kept, indent=1)))
-    kept = read_json(path, AGAIN)
-    if kept.get("checksum") != question_hash({"points": kept.get("points")}):
-        raise UserError(f"{path} is damaged: its checksum does not fit. {AGAIN}")
-    return [Point.from_columns(**columns) for columns in kept["points"]]
+        write_sealed(path, {"about": about, "points": chosen})
+    return [Point.from_columns(**columns) for columns in read_sealed(path, AGAIN)["points"]]
