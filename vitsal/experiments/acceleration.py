@@ -21,12 +21,13 @@ from vitsal.experiments.outcomes import summarize
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.factory import Guide
+from vitsal.models.classes import check_answering
 from vitsal.models.pixels import resize
 from vitsal.models.sizes import resized_each
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction, forward_reduced
 from vitsal.students.student import Student
-from vitsal.tuning.answers import check_answering, judge_answers
+from vitsal.tuning.answers import judge_answers
 from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_sizes
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
