@@ -1,3 +1,4 @@
+from .cascade import SecondLook as SecondLook, margins as margins, second_look as second_look
 from .cost import (
     PLAIN as PLAIN,
     count_operations as count_operations,

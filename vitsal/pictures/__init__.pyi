@@ -1,6 +1,7 @@
 from .charts import (
     LiveCurve as LiveCurve,
     draw_frontier as draw_frontier,
+    draw_fronts as draw_fronts,
     label_drop_axis as label_drop_axis,
     plot_accuracy_against_throughput as plot_accuracy_against_throughput,
     plot_attention_distances as plot_attention_distances,
@@ -29,6 +30,7 @@ from .overlays import (
     draw_frames as draw_frames,
     hide_dropped as hide_dropped,
     overlay as overlay,
+    paint_groups as paint_groups,
     resized as resized,
     scale_map as scale_map,
     tile_pictures as tile_pictures,

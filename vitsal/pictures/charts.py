@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -185,6 +185,57 @@ def plot_frontier(
     axis.set(xlabel="times fewer operations, the guide's among them", ylabel="top-1 accuracy (%)", ylim=(None, 100))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower left", title=f"{title}\nn = {table.n.max():,}", alignment="left")
+
+
+def draw_fronts(fronts: Mapping[str, pd.DataFrame], ways: Sequence[str], title: str, note: str) -> plt.Figure:
+    """The slide of what guides are worth: accuracy against speed, names at the curves, one panel for each target.
+
+    Args:
+        fronts: heading -> table (`vitsal.experiments.Frontier.table`).
+        ways: which of its ways to draw; the first, which the others must beat, is drawn bold.
+        title: the finding, in one sentence.
+        note: what was measured, on what.
+    """
+    set_slide_style()
+    styles = {way: number for number, way in enumerate(ways)}
+    figure, axes = plt.subplots(1, len(fronts), sharey=True, squeeze=False)
+    for axis, (heading, table) in zip(axes[0], fronts.items(), strict=True):
+        _plot_front(axis, table[table.way.isin(ways)], styles)
+        axis.set(title=heading, xlabel="times fewer operations")
+    axes[0, 0].set_ylabel("top-1 accuracy (%)")
+    _name_curves(axes[0, -1], table[table.way.isin(ways)], styles)
+    figure.suptitle(title, fontsize=min(30, 1_350 / len(title)), weight="bold")
+    figure.supxlabel(note, fontsize=16)
+    return figure
+
+
+def _plot_front(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
+    """Curves with their 95 % bands, dotted from the whole image on, which is a star."""
+    whole = 100 * (table.top1 + table.lost).iloc[0]
+    for way, number in styles.items():
+        rows, style = table[table.way == way].sort_values("operations"), curve_style(number)
+        if rows.empty:
+            continue
+        bold = {"lw": 3, "markersize": 9, "zorder": 2} if number else {"lw": 6, "markersize": 13, "zorder": 3}
+        ends, top1 = rows.operations, 100 * rows.top1
+        axis.plot(ends, top1, **style, **bold)
+        axis.plot([1, ends.iloc[0]], [whole, top1.iloc[0]], color=style["color"], lw=1.5, ls=":")
+        axis.fill_between(ends, 100 * rows.ci_low, 100 * rows.ci_high, color=style["color"], alpha=0.15, linewidth=0)
+    axis.plot(1, whole, color="black", marker="*", markersize=24, ls="none", zorder=4)
+    beside = {"xytext": (16, 10), "textcoords": "offset points", "fontsize": 18}
+    axis.annotate(f"whole image: {whole:.1f} %", (1, whole), **beside)
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _name_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
+    """The names of curves right of their last points, in their colours, moved up where they would touch."""
+    last = table.sort_values("operations").groupby("way").top1.last().sort_values()
+    low, high = axis.get_ylim()
+    place = -np.inf
+    for way, top1 in last.items():
+        place = max(100 * top1, place + 0.06 * (high - low))
+        text = {"color": COLOURS[styles[way]], "va": "center", "weight": "normal" if styles[way] else "bold"}
+        axis.text(1.02, place, way, transform=axis.get_yaxis_transform(), **text)
 
 
 def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

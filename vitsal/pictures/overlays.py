@@ -63,6 +63,28 @@ def hide_dropped(pixels: np.ndarray, keep: Tensor, grid_size: tuple[int, int], s
     return np.where(kept[rows][:, columns, None], pixels, pixels.dtype.type(shade))
 
 
+def paint_groups(pixels: np.ndarray, tokens: Tensor, shade: float = 0.85) -> np.ndarray:
+    """Show what became of each patch: (H, W, 3) in [0, 1] and (gh, gw) -> (H, W, 3).
+
+    Patches of one number have become one token: they are painted in their mean colour. A patch that is alone shows what
+    it showed, one that was dropped (-1) is grey. White lines lie between tokens.
+
+    Example:
+        >>> painted = paint_groups(pixels, fast.explain(images).tokens[0])  # doctest: +SKIP
+    """
+    numbers, groups = np.unique(tokens.cpu().numpy(), return_inverse=True)
+    rows, columns = map(_patch_of, pixels.shape, tokens.shape)
+    of_pixel = groups.reshape(tokens.shape)[rows][:, columns]
+    weights = [np.bincount(of_pixel.flat, pixels[..., channel].flat) for channel in range(3)]
+    means = (np.stack(weights, axis=1) / np.bincount(of_pixel.flat)[:, None]).astype(pixels.dtype)
+    means[numbers == -1] = shade
+    plain = (np.bincount(groups.flat) == 1) & (numbers != -1)
+    painted = np.where(plain[of_pixel, None], pixels, means[of_pixel])
+    painted[np.diff(of_pixel, axis=0, prepend=of_pixel[:1]) != 0] = 1
+    painted[np.diff(of_pixel, axis=1, prepend=of_pixel[:, :1]) != 0] = 1
+    return painted
+
+
 def tile_pictures(pictures: np.ndarray | Tensor, columns: int, gap: int = 1) -> np.ndarray:
     """Lay small pictures side by side, row by row: (n, h, w) or (n, h, w, 3) -> one picture with gaps between them.
 
