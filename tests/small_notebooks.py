@@ -16,6 +16,7 @@ SMALL = {
     "03_ideal_drop_experiment": {"limit": 20},
     "04_final_evaluation": {"limit": 20, "repeats": 1, "batch_size": 10},
     "05_probing": {"limit": 20, "batch_size": 10},
+    "06_frontier": {"limit": 20, "train_limit": 4, "speeds": [2.0, 3.0], "repeats": 1},
     "07_faithfulness": {"limit": 2},
     "08_video": {"seconds": 2, "films": 2},
     "explorer": {},
@@ -24,6 +25,7 @@ SMALL = {
     "03_solutions": {"limit": 20, "batch_size": 20},
     "04_solutions": {"keep_ratios": [1.0, 0.5, 0.1], "limit": 20, "repeats": 1, "batch_size": 10},
     "05_solutions": {"limit": 20, "batch_size": 20},
+    "06_solutions": {"limit": 20},
     "07_solutions": {"limit": 2},
     "08_solutions": {"limit": 2, "frames": 8},
 }

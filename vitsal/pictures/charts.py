@@ -222,8 +222,9 @@ def _plot_front(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) 
         axis.plot([1, ends.iloc[0]], [whole, top1.iloc[0]], color=style["color"], lw=1.5, ls=":")
         axis.fill_between(ends, 100 * rows.ci_low, 100 * rows.ci_high, color=style["color"], alpha=0.15, linewidth=0)
     axis.plot(1, whole, color="black", marker="*", markersize=24, ls="none", zorder=4)
-    beside = {"xytext": (16, 10), "textcoords": "offset points", "fontsize": 18}
+    beside = {"xytext": (16, 8), "textcoords": "offset points", "fontsize": 18}
     axis.annotate(f"whole image: {whole:.1f} %", (1, whole), **beside)
+    axis.margins(y=0.12)  # room for the star's words
     axis.grid(axis="y", alpha=0.3)
 
 
