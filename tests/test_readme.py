@@ -15,6 +15,7 @@ import torch
 
 from vitsal.analysis.cost import count_operations
 from vitsal.analysis.faithfulness import score_table
+from vitsal.experiments.frontier import RIVALS
 from vitsal.experiments.outcomes import Outcomes, paired_difference, read_outcomes, recovered_share, summarize
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
@@ -47,7 +48,18 @@ ASKED = ("deletion", "insertion", "ROAD", "correlation")
 LEVERS = ("nips2017", "imagenet-sample")
 LEAGUES = (("deit_tiny", "0"), ("deit_tiny", "1-"), ("deit_tiny_tuned", "1"))  # target, and how attention is softened
 KINDS = ("levers", "rivals")
-WAYS = ("merging alone", "smaller image alone", "no guide", "random", "student convnet")
+WAYS = {
+    "merging alone": "merging alone",
+    "smaller image alone": "smaller image alone",
+    "no guide": "no guide: both",
+    "random": "random",
+    "center": "center",
+    "student convnet": "student, taught rollout",
+    "student narrow": "the same, a quarter of its cost",
+    "student answers": "student, taught by answers",
+    "class-attention": "class attention of block 0 (EViT)",
+    "norm-change": "norm change of block 0 (Representation Shift)",
+}
 REDUCTIONS = [
     Reduction(),
     Reduction(0.3),
@@ -136,16 +148,40 @@ def levers_rows() -> list[str]:
     return rows
 
 
+def frontier_table(league: str) -> pd.DataFrame:
+    return pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str})
+
+
 def frontier_rows(league: str) -> list[str]:
-    """For each speed top-1 in % of each way that reaches it; which one was chosen, and what it loses, paired."""
-    table, rows = pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str}), []
-    for speed, points in table.groupby("speed"):
-        top1 = points.set_index("way").top1
-        cells = [f"{100 * top1[way]:.1f}" if way in top1 else "" for way in WAYS]
-        (best,) = points[points.best].itertuples(index=False)
-        how = Reduction.from_columns(*best[2:6])
-        lost = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (best.lost, best.lost_low, best.lost_high)))
-        rows.append(f"| {' | '.join([f'{speed:.1f}', *cells, f'{best.way}: {how}', lost])} |")
+    """Top-1 in % of each way at each speed; of guides also how far ahead of no guide, paired."""
+    table, rows = frontier_table(league), []
+    points = {
+        (point.way, point.speed): point
+        for point in table.rename(columns=lambda name: name.replace(" ", "_")).itertuples()
+    }
+    for way, name in WAYS.items():
+        cells = [front_cell(points.get((way, speed))) for speed in sorted(table.speed.unique())]
+        rows.append(f"| {' | '.join([name, *cells])} |")
+    return rows
+
+
+def front_cell(point: object | None) -> str:
+    if point is None:
+        return ""
+    ahead = [100 * value for value in (point.over_no_guide, point.over_no_guide_low, point.over_no_guide_high)]
+    told = "" if point.way in RIVALS or ahead[0] != ahead[0] else "; {:+.1f} [{:+.1f}, {:+.1f}]".format(*ahead)
+    return f"{100 * point.top1:.1f}{told}"
+
+
+def chosen_rows(league: str) -> list[str]:
+    """What was chosen for each speed: times fewer operations, times faster at batch 1 and 32, top-1, what it loses."""
+    table, rows = frontier_table(league), []
+    for point in table[table.best].itertuples():
+        how = Reduction.from_columns(*(getattr(point, lever) for lever in Reduction().columns))
+        faster = f"{point.speedup_1:.2f}, {point.speedup_32:.2f}"
+        lost = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * end for end in (point.lost, point.lost_low, point.lost_high)))
+        cells = [f"{point.speed:.1f}", f"{point.way}: {how}", f"{point.operations:.2f}", faster]
+        rows.append(f"| {' | '.join([*cells, f'{100 * point.top1:.1f}', lost])} |")
     return rows
 
 
@@ -181,7 +217,7 @@ def test_table_of_levers():
 
 @pytest.mark.parametrize("league", ["deit_tiny", "deit_tiny_tuned"])
 def test_table_of_the_frontier(league):
-    for line in frontier_rows(league):
+    for line in [*frontier_rows(league), *chosen_rows(league)]:
         assert line in README
 
 
@@ -202,7 +238,7 @@ if __name__ == "__main__":
         outcomes = outcomes_of(data)
         print(f"\n{data}\n", *accuracy_rows(outcomes), whole_line(outcomes), *difference_rows(outcomes), sep="\n")
     for league in ("deit_tiny", "deit_tiny_tuned"):
-        print(f"\nfrontier of {league}\n", *frontier_rows(league), sep="\n")
+        print(f"\nfrontier of {league}\n", *frontier_rows(league), "", *chosen_rows(league), sep="\n")
     print(
         "\nsmaller\n", *smaller_rows(), "\nlevers\n", *levers_rows(), "\nfaithfulness\n", *faithfulness_rows(), sep="\n"
     )

@@ -125,9 +125,9 @@ class AnswerSettings:
         UserError: a number outside its range.
     """
 
-    epochs: int = 2
+    epochs: int = 1
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     keep_ratios: tuple[float, float] = (0.2, 0.7)
     soften: str | None = None
     limit: int | None = None

@@ -235,6 +235,22 @@ def test_folder_that_another_run_is_training_in(fail, trained):
         assert f"Another run is training in {output}. Wait for it" in fail(train_student(output, maps, epochs=4))
 
 
+@pytest.mark.slow
+def test_student_taught_by_answers_is_a_student_like_others(fail, trained, tmp_path):
+    start, taught = trained[0], tmp_path / "taught"
+    given = {"student": start, "target": TARGET, "data": "digits", "limit": 41, "batch-size": 12, "output": taught}
+    arguments = ["teach-student", *(str(part) for name, value in given.items() for part in (f"--{name}", value))]
+    said = succeed(arguments)
+    assert said.endswith(f"{taught}\n")
+    assert set(pd.read_csv(taught / "report.csv").guide) == {"random", "guide", "before", "after"}
+    student = load_student(taught)
+    assert student.configuration == load_student(start).configuration
+    assert student.lesson["teacher"] == TINY["teacher"]  # what it had learnt before, and where it went on
+    assert (student.lesson["start"], student.lesson["target"]) == (str(start), TARGET)
+    assert f"student {taught.name}" in succeed(drop_curve(taught, tmp_path / "table.csv"))
+    assert "holds another training" in fail([*arguments, "--seed", "1"])
+
+
 def test_learning_rate_that_is_far_too_high(fail, trained, tmp_path):
     said = fail(train_student(tmp_path / "student", trained[1], learning_rate=1e30))
     assert "The loss became nan at step 2, learning rate " in said

@@ -166,7 +166,7 @@ def test_it_learns_what_matters_to_the_target(tmp_path, monkeypatch):
     monkeypatch.setattr(pupils._Teaching, "weights", (1.0, 0.0))
     target = load_model("vitsal_digits_target")
     dataset = open_data("digits", model_transform(target), split="train")
-    settings = AnswerSettings(epochs=6, batch_size=12, limit=200)
+    settings = AnswerSettings(epochs=6, batch_size=12, learning_rate=1e-3, limit=200)
     pupil = new_student("convnet", (14, 14), width=16, seed=0).eval()
     report = teach_by_answers(pupil, target, CenterGuide((14, 14)), [dataset], tmp_path, settings, progress=False)
     kl = report.set_index(["guide", "keep_ratio"]).kl

@@ -171,7 +171,7 @@ def test_another_tuning_and_a_damaged_one_are_refused(tiny_vit, folder, tmp_path
     tune(tiny_vit, folder, tmp_path / "out", steps=2)
     state = tmp_path / "out" / "state.safetensors"
     content = state.read_bytes()
-    with pytest.raises(UserError, match=r"holds another tuning \(settings: .*'learning_rate': 0.001"):
+    with pytest.raises(UserError, match=r"holds another training \(settings: .*'learning_rate': 0.001"):
         tune(tiny_vit, folder, tmp_path / "out", steps=2, learning_rate=0.01)
     state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=r"state\.safetensors is damaged \(its checksum does not fit\)\. Remove"):

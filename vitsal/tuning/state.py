@@ -1,4 +1,4 @@
-"""How far a tuning has come, in one file that is whole or not there: parameters, the optimizer's moments, history."""
+"""How far learning in steps has come, in one file that is whole or not there: parameters, moments, history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each paramete
 
 @dataclass(frozen=True)
 class TuningState:
-    """What a tuning leaves in its folder: only one that is about the same is ever continued."""
+    """What learning in steps leaves in its folder: only one that is about the same is ever continued."""
 
     folder: Path
     about: Mapping[str, Any]
@@ -39,9 +39,9 @@ class TuningState:
         """Take up the last state, if there is one; returns the history, a row for each step.
 
         Raises:
-            UserError: the folder holds another tuning, or a damaged one; it is left as it is.
+            UserError: the folder holds another training, or a damaged one; it is left as it is.
         """
-        path, advice = self.folder / STATE, f"Remove {self.folder} to tune from the start, or name another output."
+        path, advice = self.folder / STATE, f"Remove {self.folder} to begin anew, or name another output."
         if not path.exists():
             return []
         try:
@@ -49,7 +49,7 @@ class TuningState:
             about, history = json.loads(said["about"]), json.loads(said["history"])
         except (DamagedError, LookupError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}). {advice}") from error
-        what = f"{self.folder} holds another tuning"
+        what = f"{self.folder} holds another training"
         refuse_other(about, self.about, what, "Name another output, or remove it.")
         for name, values in _own(tuned).items():
             values.data.copy_(tensors[name])
