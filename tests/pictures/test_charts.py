@@ -34,7 +34,7 @@ from vitsal.pictures.sheets import (
     fit_text,
     show_pictures,
 )
-from vitsal.pictures.style import COLOURS, SLIDE, save_figure, shorten
+from vitsal.pictures.style import COLOURS, SLIDE, curve_style, save_figure, shorten
 
 
 @pytest.fixture(autouse=True)
@@ -564,6 +564,19 @@ def test_frontier_shows_each_way_the_whole_image_and_what_was_chosen():
     (rings,) = (part for part in axis.collections if part.get_label() == "chosen for its speed")
     assert np.allclose(rings.get_offsets(), [[2.1, 80], [3.1, 70]])
     assert "some_vit\nphotographs\nn = 500" in axis.get_legend().get_title().get_text()
+
+
+def test_more_ways_than_colours():
+    """Ten and more: nothing is left out, and no two look alike."""
+    assert len({tuple(curve_style(number).values()) for number in range(60)}) == 60
+    rows = [(f"way {k}", 2.0, 2.0, 0.5, 0.4, 0.6, k == 0, 9) for k in range(12)]
+    columns = ["way", "speed", "operations", "top1", "ci_low", "ci_high", "best", "n"]
+    figure = draw_frontier(pd.DataFrame(rows, columns=columns), 0.9, "some_vit")
+    told = [text.get_text() for text in figure.axes[0].get_legend().texts]
+    assert {f"way {k}" for k in range(12)} < set(told)
+    many = {f"way{k}": (0.8, 0.7) for k in range(6)}
+    (axis,) = draw_fronts({"target": front_of(**many)}, list(many), "One sentence", "said below").axes
+    assert len(axis.collections) == 1  # the band of the first
 
 
 def front_of(**top1):

@@ -22,6 +22,8 @@ from vitsal.pictures.sheets import columns_that_fill, fit_text, write_titles
 from vitsal.pictures.style import COLOURS, SLIDE, curve_style, set_slide_style
 from vitsal.reduction.reduction import Reduction
 
+MOST_BANDS = 4  # of as many curves bands can be told apart
+
 
 def use_slide_style() -> None:
     """Set matplotlib's defaults for this course's figures; pictures inside notebooks are kept small (JPEG, 60 dpi)."""
@@ -41,7 +43,7 @@ def plot_drop_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, i
         rows = rows.sort_values("keep_ratio")
         dropped = 100 * (1 - rows.keep_ratio)
         axis.plot(dropped, 100 * rows.top1, label=name, **curve_style(styles[name]))
-        colour = COLOURS[styles[name]]
+        colour = curve_style(styles[name])["color"]
         axis.fill_between(dropped, 100 * rows.ci_low, 100 * rows.ci_high, color=colour, alpha=0.2, linewidth=0)
     label_drop_axis(axis, title=_target_of(table, axis))
 
@@ -92,7 +94,7 @@ def plot_speedups(axis: plt.Axes, costs: pd.DataFrame, styles: Mapping[str, int]
     """
     for guide, rows in costs[costs.guide != PLAIN].groupby("guide", sort=False):
         rows = rows.sort_values("keep_ratio")
-        dropped, colour = 100 * (1 - rows.keep_ratio), COLOURS[styles[guide]]
+        dropped, colour = 100 * (1 - rows.keep_ratio), curve_style(styles[guide])["color"]
         axis.plot(dropped, rows.speedup, label=guide, **curve_style(styles[guide]))
         axis.fill_between(dropped, rows.speedup_low, rows.speedup_high, color=colour, alpha=0.2, linewidth=0)
         axis.plot(dropped, rows.limit, color=colour, ls="--", lw=1.5)
@@ -128,7 +130,7 @@ def plot_accuracy_against_throughput(
         axis.legend(loc="upper right", title=title, alignment="left", fontsize=15, title_fontsize=15, labelspacing=0.3)
     best = _best_curve(joined)
     if best is not None:
-        _write_drops(axis, joined[joined.guide == best], COLOURS[styles[best]])
+        _write_drops(axis, joined[joined.guide == best], curve_style(styles[best])["color"])
 
 
 def _write_drops(axis: plt.Axes, curve: pd.DataFrame, colour: str) -> None:
@@ -161,9 +163,7 @@ def draw_frontier(table: pd.DataFrame, whole: float, title: str) -> plt.Figure:
     return figure
 
 
-def plot_frontier(
-    axis: plt.Axes, table: pd.DataFrame, whole: float, title: str, styles: Mapping[str, int] | None = None
-) -> None:
+def plot_frontier(axis: plt.Axes, table: pd.DataFrame, whole: float, title: str) -> None:
     """Draw accuracy against by how many times fewer operations; what was best on the images of the choice has a ring.
 
     Args:
@@ -171,20 +171,25 @@ def plot_frontier(
         table: `vitsal.experiments.Frontier.table`.
         whole: accuracy of whole images, a fraction: a star at 1.
         title: of the legend: target, data, weights.
-        styles: way -> number of colour and marker, as in other charts; in the table's order without.
     """
-    styles = styles or {way: number for number, way in enumerate(table.way.unique())}
     axis.plot(1, 100 * whole, color="black", marker="*", markersize=22, ls="none", label="whole image")
-    for way, rows in table.groupby("way", sort=False):
-        rows, style = rows.sort_values("operations"), curve_style(styles[way])
+    for number, (way, rows) in enumerate(table.groupby("way", sort=False)):
+        rows, style = rows.sort_values("operations"), curve_style(number)
         reach = 100 * np.array([rows.top1 - rows.ci_low, rows.ci_high - rows.top1])
         axis.errorbar(rows.operations, 100 * rows.top1, reach, label=way, elinewidth=1.5, capsize=4, **style)
     best = table[table.best]
     ring = {"facecolors": "none", "edgecolors": COLOURS[6], "linewidths": 2, "zorder": 3}
     axis.scatter(best.operations, 100 * best.top1, s=420, label="chosen for its speed", **ring)
-    axis.set(xlabel="times fewer operations, the guide's among them", ylabel="top-1 accuracy (%)", ylim=(None, 100))
+    axis.set(xlabel="times fewer operations, the guide's among them", ylabel="top-1 accuracy (%)")
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower left", title=f"{title}\nn = {table.n.max():,}", alignment="left")
+    beside = {
+        "loc": "center left",
+        "bbox_to_anchor": (1, 0.5),
+        "alignment": "left",
+        "fontsize": 17,
+        "title_fontsize": 17,
+    }
+    axis.legend(title=f"{title}\nn = {table.n.max():,}", **beside)
 
 
 def draw_fronts(fronts: Mapping[str, pd.DataFrame], ways: Sequence[str], title: str, note: str) -> plt.Figure:
@@ -210,7 +215,7 @@ def draw_fronts(fronts: Mapping[str, pd.DataFrame], ways: Sequence[str], title: 
 
 
 def _plot_front(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) -> None:
-    """Curves with their 95 % bands, dotted from the whole image on, which is a star."""
+    """Curves with their 95 % bands, of many the first alone, dotted from the whole image on, which is a star."""
     whole = 100 * (table.top1 + table.lost).iloc[0]
     for way, number in styles.items():
         rows, style = table[table.way == way].sort_values("operations"), curve_style(number)
@@ -220,7 +225,9 @@ def _plot_front(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int]) 
         ends, top1 = rows.operations, 100 * rows.top1
         axis.plot(ends, top1, **style, **bold)
         axis.plot([1, ends.iloc[0]], [whole, top1.iloc[0]], color=style["color"], lw=1.5, ls=":")
-        axis.fill_between(ends, 100 * rows.ci_low, 100 * rows.ci_high, color=style["color"], alpha=0.15, linewidth=0)
+        if len(styles) <= MOST_BANDS or not number:
+            ci = 100 * rows.ci_low, 100 * rows.ci_high
+            axis.fill_between(ends, *ci, color=style["color"], alpha=0.15, linewidth=0)
     axis.plot(1, whole, color="black", marker="*", markersize=24, ls="none", zorder=4)
     beside = {"xytext": (16, 8), "textcoords": "offset points", "fontsize": 18}
     axis.annotate(f"whole image: {whole:.1f} %", (1, whole), **beside)
@@ -235,8 +242,8 @@ def _name_curves(axis: plt.Axes, table: pd.DataFrame, styles: Mapping[str, int])
     place = -np.inf
     for way, top1 in last.items():
         place = max(100 * top1, place + 0.06 * (high - low))
-        text = {"color": COLOURS[styles[way]], "va": "center", "weight": "normal" if styles[way] else "bold"}
-        axis.text(1.02, place, way, transform=axis.get_yaxis_transform(), **text)
+        colour, weight = curve_style(styles[way])["color"], "normal" if styles[way] else "bold"
+        axis.text(1.02, place, way, transform=axis.get_yaxis_transform(), color=colour, va="center", weight=weight)
 
 
 def _join_costs(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

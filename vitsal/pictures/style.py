@@ -65,5 +65,11 @@ def shorten(name: str, most: int) -> str:
 
 
 def curve_style(number: int) -> dict[str, str]:
-    """Colour and marker number `number` of the colour-blind safe palette."""
-    return {"color": COLOURS[number], "marker": MARKERS[number]}
+    """Colour and marker of a curve by its number, colour-blind safe; from the ninth on colours come with other markers.
+
+    Example:
+        >>> curve_style(1)["marker"], curve_style(9)["marker"], curve_style(1)["color"] == curve_style(9)["color"]
+        ('s', '^', True)
+    """
+    again, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKERS[(place + again) % len(MARKERS)]}
