@@ -89,23 +89,51 @@ def test_candidates_cost_what_they_say_guide_included(tiny_vit, guides):
     assert len({(point.way, point.speed, point.reduction) for point in found}) == len(found)
 
 
+@torch.no_grad()
+def divergences(target, guides, points, batches):
+    """Each point's mean divergence, written down."""
+    seen = torch.cat([batch.images for batch in batches])
+    wanted, found = target(seen).log_softmax(dim=1), []
+    for point in points:
+        given = AcceleratedViT(target, guides.get(point.way), point.reduction)(seen).log_softmax(dim=1)
+        found.append((wanted.exp() * (wanted - given)).sum(dim=1).mean().item())
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_the_point_of_each_way_is_the_one_that_changes_answers_least(tiny_vit, guides, photos):
     images = MixedImages([open_data(photos, model_transform(tiny_vit))])
     batches = list(images.batches(range(len(images)), 4))
-    chosen = frontier_points(tiny_vit, guides, batches, SPEEDS)
+    chosen = frontier_points(tiny_vit, guides, [batches], SPEEDS)
     candidates = candidate_points(tiny_vit, guides, SPEEDS)
-    seen = torch.cat([batch.images for batch in batches])
-    wanted = tiny_vit(seen).log_softmax(dim=1)
+    kl = divergences(tiny_vit, guides, candidates, batches)
     for point in chosen:
-        found = {}
-        for other in (other for other in candidates if (other.way, other.speed) == (point.way, point.speed)):
-            given = AcceleratedViT(tiny_vit, guides.get(point.way), other.reduction)(seen).log_softmax(dim=1)
-            found[other.reduction] = (wanted.exp() * (wanted - given)).sum(dim=1).mean().item()
+        same_place = [(other.way, other.speed) == (point.way, point.speed) for other in candidates]
+        found = {other.reduction: value for other, value, here in zip(candidates, kl, same_place, strict=True) if here}
         assert point.kl == pytest.approx(min(found.values()), rel=1e-4)
         assert found[point.reduction] == pytest.approx(point.kl, rel=1e-4)
     assert {(point.way, point.speed) for point in chosen} == {(point.way, point.speed) for point in candidates}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_each_round_judges_the_best_of_the_one_before(tiny_vit, guides, photos, monkeypatch):
+    """Of each way and speed the least divergence, on the second round's images, of the two least on the first's."""
+    monkeypatch.setattr("vitsal.experiments.frontier.FINALISTS", 2)
+    images = MixedImages([open_data(photos, model_transform(tiny_vit))])
+    first, second = (list(images.batches(part, 4)) for part in (range(3), range(3, len(images))))
+    candidates = candidate_points(tiny_vit, guides, SPEEDS)
+    kl = [divergences(tiny_vit, guides, candidates, batches) for batches in (first, second)]
+    chosen = frontier_points(tiny_vit, guides, [first, second], SPEEDS)
+    different = 0
+    for point in chosen:
+        places = [at for at, other in enumerate(candidates) if (other.way, other.speed) == (point.way, point.speed)]
+        finalists = sorted(places, key=lambda at: kl[0][at])[:2]
+        expected = min(finalists, key=lambda at: kl[1][at])
+        assert (point.reduction, point.kl) == (candidates[expected].reduction, pytest.approx(kl[1][expected], rel=1e-4))
+        different += expected != finalists[0]
+    assert different  # both rounds have a say
 
 
 def test_a_guide_with_the_name_of_what_needs_none(tiny_vit):

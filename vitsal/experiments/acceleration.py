@@ -32,8 +32,9 @@ from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_si
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14, 8 / 14)  # of the patches along each side
-MERGED = (0.15, 0.2, 0.31, 0.37, 0.43, 0.5, 0.65, 0.8, 1.0)  # of what blocks share: 2 to 16 of 196 in 12 blocks
-LARGEST = 2  # of these counts, also with a schedule that decreases, and with one for the second half of the blocks
+MERGED = (0.15, 0.31, 0.5, 0.65, 0.8, 1.0)  # of what blocks share: 2 to 16 of 196 in 12 blocks
+DECREASING, LATE = 2, 3  # so many of the largest counts also by a schedule that decreases, or that starts late
+STARTS = (1 / 4, 1 / 2)  # of the blocks: where those start
 SOFTENINGS = ("0", "1", SOFTENED)
 SLACK = 0.06  # by how much a point may be cheaper than was asked
 CARD = """---
@@ -75,8 +76,9 @@ def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = 
     Where a target sees fewer patches its attention is softened in each of these ways, as far as it can be. Merging in
     the second half of the blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024).
     """
-    counts, middle = merge_counts(target, MERGED), len(target.blocks) // 2
-    merges = ["0", *map(str, counts), *(f"{count}{how}" for how in ("-", f"@{middle}") for count in counts[-LARGEST:])]
+    counts, starts = merge_counts(target, MERGED), {int(share * len(target.blocks)) for share in STARTS} - {0}
+    merges = ["0", *map(str, counts), *(f"{count}-" for count in counts[-DECREASING:])]
+    merges += [f"{count}@{start}" for start in sorted(starts) for count in counts[-LATE:]]
     sizes = [None, *smaller_sizes(target, SIDES)]
     plain = [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], merges, sizes)]
     allowed = softenings if can_soften(target) else ("0",)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0)
 MERGING, SMALLER, UNGUIDED = RIVALS = ("merging alone", "smaller image alone", "no guide")
 BATCH_SIZES = (1, 32)  # at which points are timed
 SEED = 0  # of the resampling
+FIRST = 80  # images, at least, on which all candidates are judged; every so many-th of all
+FINALISTS = 4  # of each way and speed, which are judged on all images
 AGAIN = "It holds chosen points: remove it, and they are chosen again."
 
 
@@ -62,6 +65,11 @@ class Point:
         return (self.way if self.reduction.guided else None), self.reduction
 
     @property
+    def chooser(self) -> str:
+        """The guide's name, or UNGUIDED."""
+        return self.way if self.reduction.guided else UNGUIDED
+
+    @property
     def columns(self) -> dict[str, Any]:
         """What tables say of it."""
         told = {"way": self.way, "speed": self.speed, **self.reduction.columns}
@@ -76,7 +84,7 @@ class Point:
 def frontier_points(
     target: nn.Module,
     guides: Mapping[str, Guide],
-    batches: Iterable[Batch],
+    rounds: Iterable[Iterable[Batch]],
     speeds: Sequence[float] = SPEEDS,
     soften: str = SOFTENED,
 ) -> list[Point]:
@@ -85,7 +93,9 @@ def frontier_points(
     Args:
         target: a timm ViT in eval mode.
         guides: name -> guide; its own operations count.
-        batches: images to choose on; report on others.
+        rounds: images to choose on, in batches; report on others. All candidates are judged on the images of the first
+            round, in each later one the `FINALISTS` that were best so far (successive halving: Jamieson & Talwalkar
+            2016, arXiv:1502.07943).
         speeds: by how many times fewer operations; a point may be up to 6 % cheaper than asked.
         soften: how attention is softened for fewer patches (`vitsal.Reduction`), where it can be.
 
@@ -97,15 +107,26 @@ def frontier_points(
     candidates = candidate_points(target, guides, speeds, soften)
     if not candidates:
         raise UserError(f"Nothing that is tried makes the target {min(speeds):g} times cheaper. Choose other speeds.")
-    asked = list(dict.fromkeys(point.asked for point in candidates))
+    for batches in rounds:
+        candidates = _best(_judged(target, guides, candidates, batches), FINALISTS)
+    return _best(candidates, 1)
+
+
+def _judged(
+    target: nn.Module, guides: Mapping[str, Guide], points: Sequence[Point], batches: Iterable[Batch]
+) -> list[Point]:
+    """The same points, with the divergence of the target's answers on these images."""
+    asked = list(dict.fromkeys(point.asked for point in points))
     divergences = judge_answers(target, {"target": target}, asked, guides, batches)["target"][1].mean(dim=1)
     kl = dict(zip(asked, divergences.tolist(), strict=True))
-    judged = sorted((replace(point, kl=kl[point.asked]) for point in candidates), key=_place)
-    return [min(points, key=lambda point: point.kl) for _, points in groupby(judged, key=_place)]
+    return [replace(point, kl=kl[point.asked]) for point in points]
 
 
-def _place(point: Point) -> tuple[float, str]:
-    return point.speed, point.way
+def _best(points: Iterable[Point], number: int) -> list[Point]:
+    """So many of each speed and way, those with the least divergence."""
+    place = attrgetter("speed", "way")
+    ordered = sorted(points, key=attrgetter("speed", "way", "kl"))
+    return [point for _, found in groupby(ordered, key=place) for point in islice(found, number)]
 
 
 def candidate_points(
@@ -186,9 +207,9 @@ def measure_frontier(
     """
     outcomes = {}
     for name, guide in {UNGUIDED: CenterGuide(grid_size(target)), **guides}.items():
-        asked = [point.reduction for point in points if (point.asked[0] or UNGUIDED) == name]
+        asked = [point.reduction for point in points if point.chooser == name]
         outcomes[name] = drop_curve(target, {name: guide}, dataset, [Reduction(), *asked], **options)
-    hits = [outcomes[name].correct(name, point.reduction) for point in points if (name := point.asked[0] or UNGUIDED)]
+    hits = [outcomes[point.chooser].correct(point.chooser, point.reduction) for point in points]
     return Frontier(points, outcomes[UNGUIDED].correct(UNGUIDED, Reduction()), hits)
 
 
@@ -230,6 +251,8 @@ def kept_points(
 ) -> list[Point]:
     """`frontier_points` on these images, kept in `folder`, and read from there when the same is asked again.
 
+    All candidates are judged on every so many-th image, `FIRST` of them or more, and the finalists on all.
+
     Raises:
         UserError: see there; a file of points that is damaged.
     """
@@ -238,7 +261,9 @@ def kept_points(
     about |= {"data": images.fingerprints, "speeds": list(speeds), "tried": question_hash({"reductions": tried})}
     path = Path(folder, f"points-{question_hash(about)}.json")
     if not path.exists():
-        batches = images.batches(range(len(images)), batch_size, num_workers, progress="points")
-        chosen = [point.columns for point in frontier_points(target, guides, batches, speeds, soften)]
+        steps = dict.fromkeys((max(1, len(images) // FIRST), 1))
+        parts = [range(0, len(images), step) for step in steps]
+        rounds = [images.batches(part, batch_size, num_workers, progress="points") for part in parts]
+        chosen = [point.columns for point in frontier_points(target, guides, rounds, speeds, soften)]
         write_sealed(path, {"about": about, "points": chosen})
     return [Point.from_columns(**columns) for columns in read_sealed(path, AGAIN)["points"]]
