@@ -87,6 +87,7 @@ def test_the_one_that_changes_answers_least_comes_first(tiny_vit):
     }
     batches = [Batch(part, torch.zeros(len(part)), ["name"] * len(part)) for part in (images[:3], images[3:])]
     table = choose_reduction(tiny_vit, guide, points, batches)
+    assert list(table) == [*Reduction().columns, "operations", "n", "same", "kl"]
     assert table.kl.is_monotonic_increasing
     for row in table.itertuples():
         reduction = Reduction.from_columns(row.keep_ratio, row.merge, row.input_size, row.soften)

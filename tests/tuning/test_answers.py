@@ -46,6 +46,8 @@ def test_report_is_what_one_image_after_the_other_gives(tiny_vit):
     ]
     with pytest.warns(UserWarning, match=r"1 images? could not be read and .* skipped: x\.png"):
         report = compare_answers(tiny_vit, twin, guides, lessons, batches)
+    told = ["n", "same_before", "same_after", "kl_before", "kl_after"]
+    assert list(report) == ["guide", *Reduction().columns, *told]
     assert report.guide.tolist() == ["", "center", "center", "", ""]
     assert report.keep_ratio.tolist() == [1, 0.5, 0.2, 1, 1]
     assert set(report.n) == {7}

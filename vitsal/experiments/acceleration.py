@@ -27,7 +27,7 @@ from vitsal.models.sizes import resized_each
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction, forward_reduced
 from vitsal.students.student import Student
-from vitsal.tuning.answers import judge_answers
+from vitsal.tuning.answers import answer_table
 from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_sizes
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -148,10 +148,9 @@ def choose_reduction(
     """
     asked = [("guide" if reduction.guided else None, reduction) for reduction in points]
     guides = {} if guide is None else {"guide": guide}
-    same, kl = judge_answers(target, {"target": target}, asked, guides, batches)["target"]
-    table = pd.DataFrame([{**reduction.columns, "operations": times} for reduction, times in points.items()])
-    told = {"n": same.shape[1], "same": same.mean(dim=1).tolist(), "kl": kl.mean(dim=1).tolist()}
-    return table.assign(**told).sort_values("kl", ignore_index=True)
+    table = answer_table(target, {"": target}, asked, guides, batches).drop(columns="guide")
+    table.insert(table.columns.get_loc("n"), "operations", list(points.values()))
+    return table.sort_values("kl", ignore_index=True)
 
 
 def accelerate(

@@ -1,5 +1,6 @@
 from .answers import (
     Asked as Asked,
+    answer_table as answer_table,
     compare_answers as compare_answers,
     divergence as divergence,
     judge_answers as judge_answers,

@@ -60,16 +60,32 @@ def compare_answers(
     ]
     asked += [(None, Reduction(input_size=size, soften=lessons.soften)) for size in _middle(lessons.sizes)]
     asked += [(None, Reduction(merge=merge)) for merge in _middle(lessons.merges)]
-    models = {"before": target, "after": tuned}
-    judged = judge_answers(target, models, asked, guides, batches)
-    table = pd.DataFrame([{"guide": name or "", **reduction.columns} for name, reduction in asked])
-    told = {f"{kind}_{when}": judged[when][k].mean(dim=1).tolist() for k, kind in enumerate(KINDS) for when in models}
-    return table.assign(n=judged["after"].shape[-1], **told)
+    return answer_table(target, {"_before": target, "_after": tuned}, asked, guides, batches)
 
 
 def _middle(values: Sequence[Any]) -> Sequence[Any]:
     """The middle one alone; of none, none."""
     return values[len(values) // 2 :][:1]
+
+
+def answer_table(
+    target: nn.Module,
+    models: Mapping[str, nn.Module],
+    asked: Sequence[Asked],
+    guides: Mapping[str, Guide],
+    batches: Iterable[Batch],
+) -> pd.DataFrame:
+    """What `judge_answers` finds, over all images; models are named by what their columns end in, "" for one alone.
+
+    Returns:
+        One row per reduction that is asked: its `guide`, or "", and its columns, `n` images, and for each model the
+        share of them whose likeliest class is the `same`, and the mean divergence `kl` in nats.
+    """
+    judged = judge_answers(target, models, asked, guides, batches)
+    table = pd.DataFrame([{"guide": name or "", **reduction.columns} for name, reduction in asked])
+    means = {name: found.mean(dim=2).tolist() for name, found in judged.items()}
+    told = {f"{kind}{name}": means[name][k] for k, kind in enumerate(KINDS) for name in means}
+    return table.assign(n=next(iter(judged.values())).shape[-1], **told)
 
 
 @torch.no_grad()

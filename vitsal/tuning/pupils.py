@@ -27,7 +27,7 @@ from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import Reduction, forward_reduced
 from vitsal.students.losses import kl_loss
 from vitsal.students.student import WEIGHTS, Student, write_student
-from vitsal.tuning.answers import divergence, judge_answers
+from vitsal.tuning.answers import answer_table, divergence
 from vitsal.tuning.lessons import Lesson, Lessons, softening_of
 from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.state import HISTORY, STATE
@@ -160,6 +160,4 @@ def _report(teaching: _Teaching, before: Student, after: Student, num_workers: i
     asked = [(name, Reduction(ratio, soften=teaching.lessons.soften)) for ratio in RATIOS for name in guides]
     bar = "report" if progress else ""
     batches = images.batches(images.held_out, teaching.batch_size, num_workers, progress=bar)
-    same, kl = judge_answers(target, {"target": target}, asked, guides, batches)["target"]
-    table = pd.DataFrame([{"guide": name, **reduction.columns} for name, reduction in asked])
-    return table.assign(n=same.shape[1], same=same.mean(dim=1).tolist(), kl=kl.mean(dim=1).tolist())
+    return answer_table(target, {"": target}, asked, guides, batches)
