@@ -160,6 +160,15 @@ def test_what_cannot_be_taught_is_refused(pupil, tiny_vit, folder, tmp_path):
         teach(new_student("convnet", (4, 4), width=4, seed=4).eval(), tiny_vit, folder, tmp_path / "out")
 
 
+def test_a_target_without_answers_is_refused_before_anything_is_written(pupil, tiny_vit, folder, tmp_path):
+    with pytest.raises(UserError, match="The target is in training mode"):
+        teach(pupil, tiny_vit.train(), folder, tmp_path / "out", CenterGuide((4, 4)))
+    tiny_vit.eval().reset_classifier(0)
+    with pytest.raises(UserError, match="The target has no classifier"):
+        teach(pupil, tiny_vit, folder, tmp_path / "out", CenterGuide((4, 4)))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_it_learns_what_matters_to_the_target(tmp_path, monkeypatch):
     """From random weights and without a leash, on scenes: choices change the answers far less."""

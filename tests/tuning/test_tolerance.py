@@ -208,6 +208,16 @@ def test_a_loss_that_is_not_finite(tiny_vit, folder, tmp_path):
         tune(tiny_vit, folder, tmp_path / "out", {"center": CenterGuide((4, 4))})
 
 
+def test_a_target_without_answers_is_refused_before_anything_is_written(tiny_vit, folder, tmp_path):
+    guides = {"center": CenterGuide((4, 4))}
+    with pytest.raises(UserError, match="The target is in training mode"):
+        tune(tiny_vit.train(), folder, tmp_path / "out", guides)
+    tiny_vit.eval().reset_classifier(0)
+    with pytest.raises(UserError, match="The target has no classifier"):
+        tune(tiny_vit, folder, tmp_path / "out", guides)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_it_makes_a_target_more_tolerant(tmp_path):
     """The embedded target, on scenes: it comes nearer to its answers on whole images, and keeps those."""

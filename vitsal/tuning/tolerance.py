@@ -17,7 +17,6 @@ from vitsal.data.images import LabelledImages
 from vitsal.guides.factory import Guide
 from vitsal.jobs.files import check_own_folder, write_whole
 from vitsal.jobs.processes import alone_in, make_accelerator
-from vitsal.models.classes import check_answering
 from vitsal.models.pixels import resize
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.reduction import forward_reduced
@@ -93,7 +92,6 @@ class _Tuning(Steps):
         settings: TuningSettings,
         accelerator: Accelerator,
     ) -> None:
-        check_answering(target)
         number = images.steps(settings.batch_size) if settings.steps is None else settings.steps
         tuned = tunable_twin(target, tuned_names(target, settings.parameters))
         lessons = Lessons.for_model(target, guides, settings)
