@@ -4,7 +4,9 @@ import io
 import os
 import sys
 import tarfile
+from contextlib import contextmanager
 from multiprocessing import get_context
+from unittest.mock import patch
 
 import nbformat
 import pytest
@@ -73,6 +75,13 @@ def noise_image(path, seed, size=(80, 80)):
     return path
 
 
+def noise_folder(path, count, classes=2):
+    """Write so many images of noise, 64 x 64 pixels, in a folder for each class; returns the path of all."""
+    for index in range(count):
+        noise_image(path / f"{index % classes}" / f"{index:02d}.png", seed=index, size=(64, 64))
+    return path
+
+
 def write_shards(samples, folder, shard_size):
     """Write images and their labels, [(path, label)], in order as WebDataset shards `val-0.tar`, `val-1.tar`, ..."""
     folder.mkdir(parents=True)
@@ -124,6 +133,28 @@ def start_command(arguments, log):
     process = get_context("fork").Process(target=run)
     process.start()
     return process
+
+
+class KillError(BaseException):
+    """Stands for a kill."""
+
+
+@contextmanager
+def killed_once(learning, step):
+    """Inside this context a learning, a subclass of `Steps`, is killed when it first comes to this step.
+
+    Yields the numbers of all steps that are begun meanwhile, the one that is killed among them.
+    """
+    take_step, begun = learning.take_step, []
+
+    def take_or_die(self, batch):
+        begun.append(self.step)
+        if self.step == step and begun.count(step) == 1:
+            raise KillError
+        take_step(self, batch)
+
+    with patch.object(learning, "take_step", take_or_die):
+        yield begun
 
 
 def write_notebook(path, *cells):

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from damage import BYTES, HEADLINES, JOURNAL, SETTINGS, TABLE, Damage
 from films import frames_of, write_film
-from helpers import MadeImages, randomise
+from helpers import KillError, MadeImages, killed_once, randomise
 from PIL import Image
 from torch import nn
 
@@ -52,10 +52,6 @@ class State:
     make: Callable[[Path], object]
     again: Callable[[Path], str]
     files: Mapping[str, Mapping[Damage, int]]
-
-
-class KillError(BaseException):
-    """Stands for a kill."""
 
 
 @cache
@@ -190,14 +186,7 @@ def make_headlines(folder: Path) -> None:
 
 def make_tuning(folder: Path) -> None:
     """A tuning of four steps, killed after the second, whose state is on disk."""
-    take_step = tolerance._Tuning.take_step
-
-    def killed(tuning: object, batch: object) -> None:
-        if tuning.step == 2:
-            raise KillError
-        take_step(tuning, batch)
-
-    with patch.object(tolerance._Tuning, "take_step", killed), suppress(KillError):
+    with killed_once(tolerance._Tuning, 2), suppress(KillError):
         tune(folder)
 
 
@@ -213,14 +202,7 @@ def tune(folder: Path) -> str:
 def make_teaching(folder: Path) -> None:
     """A student that was to take four steps, killed after the second."""
     make_student(folder)
-    take_step = pupils._Teaching.take_step
-
-    def killed(teaching: object, batch: object) -> None:
-        if teaching.step == 2:
-            raise KillError
-        take_step(teaching, batch)
-
-    with patch.object(pupils._Teaching, "take_step", killed), suppress(KillError):
+    with killed_once(pupils._Teaching, 2), suppress(KillError):
         teach_on(folder)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import noise_image
+from helpers import noise_folder
 
 from vitsal.data.images import StreamedImages
 from vitsal.data.opening import open_data
@@ -14,8 +14,7 @@ from vitsal.tuning.mixture import MixedImages
 def datasets(tmp_path):
     """13 images of 3 classes, and 8 of 2."""
     for folder, count, classes in (("a", 13, 3), ("b", 8, 2)):
-        for index in range(count):
-            noise_image(tmp_path / folder / f"{index % classes}" / f"{index:02d}.png", seed=index)
+        noise_folder(tmp_path / folder, count, classes)
     return [open_data(str(tmp_path / folder), lambda image: torch.tensor(image.getpixel((0, 0)))) for folder in "ab"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_close, noise_image, traces
+from helpers import KillError, assert_close, killed_once, noise_folder, traces
 from safetensors.torch import load_file
 
 from vitsal.choices import AnswerSettings
@@ -31,17 +31,10 @@ from vitsal.tuning.mixture import MixedImages
 from vitsal.tuning.pupils import teach_by_answers
 
 
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
 @pytest.fixture
 def folder(tmp_path):
     """20 images of noise, of which two are held out."""
-    for index in range(20):
-        noise_image(tmp_path / "images" / f"{index % 2}" / f"{index:02d}.png", seed=index, size=(64, 64))
-    return tmp_path / "images"
+    return noise_folder(tmp_path / "images", 20)
 
 
 @pytest.fixture
@@ -131,18 +124,10 @@ def test_start_and_target_stay_and_the_report_tells_of_both(pupil, tiny_vit, fol
 def test_killed_it_goes_on_to_an_equal_student(pupil, tiny_vit, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "PART", 2)
     teach(pupil, tiny_vit, folder, tmp_path / "whole", epochs=2)
-    take_step, taken = pupils._Teaching.take_step, []
-
-    def killed_at_the_fourth(self, batch):
-        taken.append(self.step)
-        if taken == [0, 1, 2, 3]:
-            raise KeyboardInterrupt
-        take_step(self, batch)
-
-    monkeypatch.setattr(pupils._Teaching, "take_step", killed_at_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_once(pupils._Teaching, 3) as taken:
+        with pytest.raises(KillError):
+            teach(pupil, tiny_vit, folder, tmp_path / "killed", epochs=2)
         teach(pupil, tiny_vit, folder, tmp_path / "killed", epochs=2)
-    teach(pupil, tiny_vit, folder, tmp_path / "killed", epochs=2)
     assert taken == [0, 1, 2, 3, 2, 3, 4, 5]
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_close, noise_image, traces
+from helpers import KillError, assert_close, killed_once, noise_folder, traces
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import ToTensor
@@ -32,17 +32,10 @@ from vitsal.tuning.parameters import load_difference
 from vitsal.tuning.tolerance import tune_target
 
 
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
 @pytest.fixture
 def folder(tmp_path):
     """24 images of noise."""
-    for index in range(24):
-        noise_image(tmp_path / "images" / f"{index % 2}" / f"{index:02d}.png", seed=index, size=(64, 64))
-    return tmp_path / "images"
+    return noise_folder(tmp_path / "images", 24)
 
 
 def tune(model, folder, output, guides=None, transform=None, **options):
@@ -55,8 +48,7 @@ def tune(model, folder, output, guides=None, transform=None, **options):
 @pytest.fixture
 def mirrored(tmp_path):
     """24 images that a mirror leaves as they are, so that whether they were mirrored makes no difference."""
-    for index in range(24):
-        path = noise_image(tmp_path / "mirrored" / "0" / f"{index:02d}.png", seed=index, size=(64, 64))
+    for path in noise_folder(tmp_path / "mirrored", 24, classes=1).glob("*/*.png"):
         image = Image.open(path)
         image.paste(image.crop((0, 0, 32, 64)).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (32, 0))
         image.save(path)
@@ -146,18 +138,10 @@ def test_killed_it_goes_on_to_equal_weights(tiny_vit, folder, tmp_path, monkeypa
     """A kill in the middle of the third part of two steps: what it had begun is done again."""
     monkeypatch.setattr(steps, "PART", 2)
     tune(tiny_vit, folder, tmp_path / "whole", steps=7)
-    take_step, taken = tolerance._Tuning.take_step, []
-
-    def killed_at_the_sixth(self, batch):
-        taken.append(self.step)
-        if taken == [0, 1, 2, 3, 4, 5]:
-            raise KeyboardInterrupt
-        take_step(self, batch)
-
-    monkeypatch.setattr(tolerance._Tuning, "take_step", killed_at_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_once(tolerance._Tuning, 5) as taken:
+        with pytest.raises(KillError):
+            tune(tiny_vit, folder, tmp_path / "killed", steps=7)
         tune(tiny_vit, folder, tmp_path / "killed", steps=7)
-    tune(tiny_vit, folder, tmp_path / "killed", steps=7)
     assert taken == [0, 1, 2, 3, 4, 5, 4, 5, 6]
     for name in ("model.safetensors", "difference.safetensors"):
         ours, theirs = (load_file(tmp_path / folder / name) for folder in ("killed", "whole"))
