@@ -36,7 +36,7 @@ def drop_curve(
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     guide_checkpoint: options.Checkpoint = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
+    split: options.Split = "validation",
     limit: options.Limit = None,
     batch_size: options.BatchSize = 32,
     num_workers: options.Workers = 0,

@@ -18,12 +18,12 @@ from vitsal.jobs.paths import check_output, check_output_folder
 
 
 def frontier(
-    target: Annotated[str, typer.Option(help="The ViT to make faster: any timm ViT.")],
+    target: options.FastTarget,
     data: Annotated[list[str], typer.Option("--data", help="Images to choose on, without labels. Several by several.")],
     test_data: Annotated[str, typer.Option(help="Other images, with labels, to report on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for journal, table and figure.")],
     guide: Annotated[str, typer.Option(help="Who may choose patches: drop-curve's guides.")] = "student,random",
-    student: Annotated[str | None, typer.Option(help="For the guide student, as drop-curve has it.")] = None,
+    student: options.GuideStudent = None,
     network: options.Network = None,
     block: options.Block = None,
     head_fusion: options.HeadFusion = None,

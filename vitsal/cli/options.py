@@ -26,6 +26,7 @@ from vitsal.errors import (
 
 OPTION_NAMES = {"model": "guide_model"}  # where the command line's differs from the function's
 MOST_BLOCKS = 1_000
+MOST_EPOCHS = 1_000_000
 LONGEST_INPUT = 8_192  # pixels
 LONGEST_VALUE = 10_000  # characters of a value that is read as Python writes it; of more, its parser may crash
 
@@ -66,6 +67,9 @@ LimitOfEach = Annotated[
     int | None, typer.Option(help="Number of images of each data set, spread evenly.", min=1, max=LARGEST_COUNT)
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at once.", min=1, max=65_536)]
+StepSize = Annotated[int, typer.Option(help="Images per step, over all processes.", min=1, max=65_536)]
+Epochs = Annotated[int, typer.Option(min=1, max=MOST_EPOCHS)]
+LearningRate = Annotated[float, typer.Option(max=1e30)]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.", min=0, max=256)]
 Seed = Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0, max=LARGEST_SEED)]
 SOFTEN_HELP = (
@@ -78,6 +82,9 @@ Soften = Annotated[
 ]
 Images = Annotated[list[str], typer.Option("--data", help="Images; labels are not used. Several by several --data.")]
 Data = Annotated[str, typer.Option(help="A folder, a tar file, digits, imagenette, hfds/..., hfids/..., wds/...")]
+Split = Annotated[str, typer.Option(help="Part of the data, where it has parts.")]
+FastTarget = Annotated[str, typer.Option(help="The ViT to make faster: any timm ViT.")]
+GuideStudent = Annotated[str | None, typer.Option(help="For the guide student, as drop-curve has it.")]
 Models = Annotated[str, typer.Option(help="Any timm ViT; several with commas between them, side by side.")]
 
 

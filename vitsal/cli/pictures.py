@@ -113,7 +113,7 @@ def video(
 def probe(
     data: options.Data,
     model: options.Models = "deit_tiny_patch16_224",
-    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "validation",
+    split: options.Split = "validation",
     limit: options.Limit = 1_000,
     batch_size: options.BatchSize = 32,
     num_workers: options.Workers = 0,

@@ -14,8 +14,6 @@ from vitsal.data.places import check_data
 from vitsal.errors import check_choice
 from vitsal.jobs.paths import check_output, check_output_folder
 
-MOST_EPOCHS = 1_000_000
-
 
 def train_student(
     teacher: Annotated[str, typer.Option(help="The ViT whose rollout is learnt: any timm ViT.")],
@@ -26,7 +24,7 @@ def train_student(
     discard_ratio: options.Discard = None,
     category_index: options.Category = None,
     checkpoint: options.Checkpoint = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
+    split: options.Split = "train",
     limit: options.Limit = None,
     maps: Annotated[
         Path | None, typer.Option(help="Folder for the teacher's maps; runs/maps-<what they are of>.")
@@ -47,16 +45,14 @@ def train_student(
     ] = None,
     cell: Annotated[int, typer.Option(help="Pixels of the input per patch, each way.", min=1, max=64)] = CELL,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = TrainingSettings.loss,
-    epochs: Annotated[int, typer.Option(min=1, max=MOST_EPOCHS)] = TrainingSettings.epochs,
-    batch_size: Annotated[
-        int, typer.Option(help="Images per step, over all processes.", min=1, max=65_536)
-    ] = TrainingSettings.batch_size,
-    learning_rate: Annotated[float, typer.Option(max=1e30)] = TrainingSettings.learning_rate,
+    epochs: options.Epochs = TrainingSettings.epochs,
+    batch_size: options.StepSize = TrainingSettings.batch_size,
+    learning_rate: options.LearningRate = TrainingSettings.learning_rate,
     accumulate: Annotated[
         int, typer.Option(help="Compute a batch in so many parts.", min=1, max=65_536)
     ] = TrainingSettings.accumulate,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without progress.", min=1, max=MOST_EPOCHS)
+        int | None, typer.Option(help="Stop after so many epochs without progress.", min=1, max=options.MOST_EPOCHS)
     ] = None,
     num_workers: options.Workers = 0,
     seed: options.Seed = 0,
@@ -110,13 +106,11 @@ def teach_student(
     head_fusion: options.HeadFusion = None,
     discard_ratio: options.Discard = None,
     checkpoint: options.Checkpoint = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
+    split: options.Split = "train",
     limit: options.LimitOfEach = AnswerSettings.limit,
-    epochs: Annotated[int, typer.Option(min=1, max=MOST_EPOCHS)] = AnswerSettings.epochs,
-    batch_size: Annotated[
-        int, typer.Option(help="Images per step, over all processes.", min=1, max=65_536)
-    ] = AnswerSettings.batch_size,
-    learning_rate: Annotated[float, typer.Option(max=1e30)] = AnswerSettings.learning_rate,
+    epochs: options.Epochs = AnswerSettings.epochs,
+    batch_size: options.StepSize = AnswerSettings.batch_size,
+    learning_rate: options.LearningRate = AnswerSettings.learning_rate,
     keep: Annotated[str, typer.Option(help="Lowest and highest keep ratio of a step.")] = ",".join(
         map(str, AnswerSettings.keep_ratios)
     ),

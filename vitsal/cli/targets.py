@@ -23,20 +23,18 @@ def tune_target(
     data: options.Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned weights and the report.")],
     guide: Annotated[str, typer.Option(help="Who chooses patches: drop-curve's guides.")] = "rollout,random",
-    student: Annotated[str | None, typer.Option(help="For the guide student, as drop-curve has it.")] = None,
+    student: options.GuideStudent = None,
     network: options.Network = None,
     head_fusion: options.HeadFusion = None,
     discard_ratio: options.Discard = None,
     checkpoint: options.Checkpoint = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
+    split: options.Split = "train",
     limit: options.LimitOfEach = TuningSettings.limit,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the optimizer.", min=1, max=LARGEST_COUNT, show_default="one pass")
     ] = TuningSettings.steps,
-    batch_size: Annotated[
-        int, typer.Option(help="Images per step, over all processes.", min=1, max=65_536)
-    ] = TuningSettings.batch_size,
-    learning_rate: Annotated[float, typer.Option(max=1e30)] = TuningSettings.learning_rate,
+    batch_size: options.StepSize = TuningSettings.batch_size,
+    learning_rate: options.LearningRate = TuningSettings.learning_rate,
     whole: Annotated[
         float, typer.Option(help="Weight of the answers on whole images.", max=1e30)
     ] = TuningSettings.whole,
@@ -91,7 +89,7 @@ def tune_target(
 
 
 def accelerate(
-    target: Annotated[str, typer.Option(help="The ViT to make faster: any timm ViT.")],
+    target: options.FastTarget,
     speed_up: Annotated[float, typer.Option(help="By how many times fewer operations.")],
     data: options.Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model and its card.")],
@@ -99,7 +97,7 @@ def accelerate(
         str | None, typer.Option(help="Who chooses patches: a folder or hub name; without one none is dropped.")
     ] = None,
     checkpoint: options.Checkpoint = None,
-    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "train",
+    split: options.Split = "train",
     limit: options.LimitOfEach = 300,
     test_data: Annotated[
         str | None, typer.Option(help="Other images, with labels, to report accuracy on (journal: in runs).")
