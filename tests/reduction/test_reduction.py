@@ -1,8 +1,10 @@
 """Reductions: what each lever does by hand, all together, and how they are named."""
 
+import io
 from decimal import Decimal
 from fractions import Fraction
 
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_close, traces
@@ -121,7 +123,9 @@ def test_names(reduction, text, key):
     ("lever", "spellings"),
     [
         ("soften", ["1", "1.0", "01", " 1 ", 1, 1.0]),
-        ("soften", ["0.00001", "0.000010", "00.00001"]),
+        ("soften", ["0.00001", "0.000010", "00.00001", 1e-5, "1e-05", "1E-5"]),
+        ("soften", ["0.00001-", "1e-5-"]),
+        ("soften", ["0.30000000000000004", 0.1 + 0.2]),
         ("soften", ["0.123456789"]),
         ("soften", ["0.12345678"]),
         ("soften", ["9.999999999-", "009.999999999-"]),
@@ -147,6 +151,15 @@ def test_softening_is_kept_to_the_last_digit(billionths, decreasing):
     assert Decimal(kept.removesuffix("-")) == number
     assert read_softening(kept) == (float(number), decreasing and number > 0)
     assert Reduction(soften=kept).soften == kept
+
+
+@given(st.floats(0, 10, exclude_max=True), st.booleans())
+def test_softening_is_read_back_from_a_table(number, decreasing):
+    """Where a column has numbers alone, pandas reads numbers: 1e-05 for "0.00001"."""
+    reduction = Reduction(0.5, soften=f"{number}-" if decreasing else number)
+    assert read_softening(reduction.soften) == (number, decreasing and number > 0)
+    told = io.StringIO(pd.DataFrame([reduction.columns]).to_csv(index=False))
+    assert Reduction.from_columns(*pd.read_csv(told, float_precision="round_trip").loc[0]) == reduction
 
 
 @pytest.mark.parametrize("spelling", ["08", " 8", "016-", "0-", "08@02", "8@9", "00 8  010 0", "x", "-1", "1.05"])

@@ -51,17 +51,23 @@ def test_a_token_that_led_by_enough_for_half_of_the_attention_draws_half_of_it_a
         ("0", [0] * 5),
         ("1-", [2, 1.5, 1, 0.5, 0]),
         (" 1.5- ", [3, 2.25, 1.5, 0.75, 0]),
+        (1e-5, [1e-5] * 5),
+        ("1e-05", [1e-5] * 5),
+        ("2.5E-1-", [0.5, 0.375, 0.25, 0.125, 0]),
+        (1 / 3, [1 / 3] * 5),
     ],
 )
 def test_schedules(spec, exponents):
-    assert soften_schedule(spec, 5) == pytest.approx(exponents)
+    assert soften_schedule(spec, 5) == pytest.approx(exponents, abs=0)
 
 
 def test_a_schedule_of_one_block_is_its_first():
     assert soften_schedule("1-", 1) == (0.0,)
 
 
-@pytest.mark.parametrize("spec", ["", "x", "-1", "--", "1--", "10", "nan", "inf", "1e2", "1,2", True, None, 10.0])
+@pytest.mark.parametrize(
+    "spec", ["", "x", "-1", "--", "1--", "10", "nan", "inf", "1e1", "1e400", "e-5", "1e-", "1,2", True, None, 10.0]
+)
 def test_schedules_that_are_none(spec):
     with pytest.raises(UserError, match=r"Softening of attention is a number from 0 to below 10, .*; got"):
         soften_schedule(spec, 3)

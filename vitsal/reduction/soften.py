@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import numpy as np
 from torch import Tensor, nn
 
 from vitsal.errors import UserError, quoted
@@ -84,7 +85,7 @@ def soften_schedule(spec: float | str, depth: int) -> tuple[float, ...]:
 
 def read_softening(spec: float | str) -> tuple[float, bool]:
     """Average of a schedule of exponents, and whether it decreases; UserError for what is none (`soften_schedule`)."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(-?)", str(spec).strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)(-?)", str(spec).strip())
     if not found or isinstance(spec, bool) or float(found[1]) >= SOFTEST:
         raise UserError(
             f"Softening of attention is a number from 0 to below {SOFTEST}, such as '1', in every block, or '1-', "
@@ -96,15 +97,17 @@ def read_softening(spec: float | str) -> tuple[float, bool]:
 def plain_softening(spec: float | str) -> str:
     """The one text of all that say the same schedule (`soften_schedule`), which reads as it: "01.0-" is "1-".
 
+    All digits of the number are in it, and no exponent.
+
     Raises:
         UserError: what is none.
 
     Example:
-        >>> plain_softening("01.0-"), plain_softening("0.00001"), plain_softening("0-")
+        >>> plain_softening("01.0-"), plain_softening(1e-5), plain_softening("0-")
         ('1-', '0.00001', '0')
     """
     average, decreasing = read_softening(spec)
-    text = f"{average:.9f}".rstrip("0").rstrip(".")  # with all decimals that are read, and never with an exponent
+    text = np.format_float_positional(average, trim="-")
     return f"{text}-" if average and decreasing else text
 
 
