@@ -74,7 +74,7 @@ def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = 
     """Every way to reduce a target that is tried: keep ratios (where there is a guide), merging and input sizes.
 
     Where a target sees fewer patches its attention is softened in each of these ways, as far as it can be. Merging in
-    the second half of the blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024).
+    the later blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024).
     """
     counts, starts = merge_counts(target, MERGED), {int(share * len(target.blocks)) for share in STARTS} - {0}
     merges = ["0", *map(str, counts), *(f"{count}-" for count in counts[-DECREASING:])]
