@@ -174,20 +174,23 @@ def test_table_by_hand():
         Point("student", 2.0, Reduction(0.5), 2.1, 0.3),
         Point(UNGUIDED, 2.0, Reduction(merge="2"), 2.0, 0.2),
         Point("student", 3.0, Reduction(0.3), 3.1, 0.9),
+        Point("random", 3.0, Reduction(0.3), 3.4, 1.0),
     ]
-    hits = [np.roll(whole, 1), np.array([True] * 5 + [False] * 5), np.array([True] * 4 + [False] * 6)]
+    hits = [np.roll(whole, 1), *(np.arange(10) < right for right in (5, 4, 2))]
     found = Frontier(points, whole, hits)
     assert found.best == [points[1], points[2]]
     table = found.table.set_index(["way", "speed"])
-    assert table.top1.tolist() == [0.8, 0.5, 0.4]
-    assert table.best.tolist() == [False, True, True]
-    assert table.lost.tolist() == pytest.approx([0.0, 0.3, 0.4])
+    assert table.top1.tolist() == [0.8, 0.5, 0.4, 0.2]
+    assert table.best.tolist() == [False, True, True, False]
+    assert table.lost.tolist() == pytest.approx([0.0, 0.3, 0.4, 0.6])
     student = table.loc["student", 2.0]
     assert student["over no guide"] == pytest.approx(0.3)
     assert student["over no guide_low"] < 0.3 < student["over no guide_high"]
     assert math.isnan(student[f"over {MERGING}"])
     assert math.isnan(table.loc["student", 3.0]["over no guide"])
     assert table.loc[UNGUIDED, 2.0]["over no guide"] == 0
+    assert table.loc["student", 3.0]["over random"] == pytest.approx(0.2)
+    assert math.isnan(student["over random"])
     everywhere = Frontier(points[:1], whole, [whole]).table.iloc[0]
     assert (everywhere.lost, everywhere.lost_low, everywhere.lost_high) == (0, 0, 0)
 

@@ -34,6 +34,7 @@ from vitsal.tuning.mixture import MixedImages
 
 SPEEDS = (2.0, 2.5, 3.0, 3.5, 4.0)
 MERGING, SMALLER, UNGUIDED = RIVALS = ("merging alone", "smaller image alone", "no guide")
+FREE = (*RIVALS, "random")  # whom everybody is compared with
 BATCH_SIZES = (1, 32)  # at which points are timed
 SEED = 0  # of the resampling
 FIRST = 80  # images, at least, on which all candidates are judged; every so many-th of all
@@ -177,7 +178,7 @@ class Frontier:
         """One row per point: its columns, n, correct, top1 with its 95 % Wilson interval, and whether it is the `best`.
 
         Paired, with 95 % bootstrap intervals (..._low, ..._high): what it has `lost` against whole images, and won over
-        each of RIVALS at its speed; nothing where that does not come so far.
+        each of FREE at its speed; nothing where that does not come so far, or is none of the guides.
         """
         best, rows = self.best, []
         found = {(point.way, point.speed): right for point, right in zip(self.points, self.hits, strict=True)}
@@ -186,7 +187,7 @@ class Frontier:
             ends = dict(zip(("ci_low", "ci_high"), wilson_interval(correct, n), strict=True))
             row = point.columns | {"best": point in best, "n": n, "correct": correct, "top1": correct / n} | ends
             row |= _difference("lost", self.whole, right)
-            for rival in RIVALS:
+            for rival in FREE:
                 row |= _difference(f"over {rival}", right, found.get((rival, point.speed)))
             rows.append(row)
         return pd.DataFrame(rows)
