@@ -41,6 +41,8 @@ NAMES = {
     "student convnet": "convnet, taught rollout",
     "student transformer": "transformer, taught rollout",
     "student convnet-grad": "convnet, taught gradient rollout",
+    "student answers": "convnet, taught rollout, then answers",
+    "student narrow": "convnet of half the width, taught rollout",
     "flow": "own flow (max, 0.9)",
 }
 AGAINST_CENTER = ("student position", "student convnet", "student transformer", "student convnet-grad", "rollout")
@@ -48,6 +50,8 @@ ASKED = ("deletion", "insertion", "ROAD", "correlation")
 LEVERS = ("nips2017", "imagenet-sample")
 LEAGUES = (("deit_tiny", "0"), ("deit_tiny", "1-"), ("deit_tiny_tuned", "1"))  # target, and how attention is softened
 KINDS = ("levers", "rivals")
+LESSONS = ("student convnet", "student convnet-grad", "student answers", "student narrow")
+LESSON_RATIOS = (0.5, 0.3)
 WAYS = {
     "merging alone": "merging alone",
     "smaller image alone": "smaller image alone",
@@ -148,6 +152,35 @@ def levers_rows() -> list[str]:
     return rows
 
 
+def lessons_cells(data: str) -> list[tuple[Outcomes, Reduction]]:
+    """Where lessons are compared: in each league, at each keep ratio."""
+    files = {name: read_outcomes(MEASURED / f"{name}-{data}-lessons.parquet") for name, _ in LEAGUES}
+    return [(files[name], Reduction(ratio, soften=soften)) for name, soften in LEAGUES for ratio in LESSON_RATIOS]
+
+
+def lessons_rows(data: str) -> list[str]:
+    """Top-1 in %, and of students the share of the gap from random to rollout."""
+    rows = []
+    for guide in ("random", "rollout", "grad-rollout", *LESSONS):
+        values = []
+        for outcomes, reduction in lessons_cells(data):
+            share = recovered_share(outcomes, guide, reduction, chance="random", ideal="rollout")
+            told = "; {:.2f} [{:.2f}, {:.2f}]".format(*share) if guide in LESSONS else ""
+            values.append(f"{100 * outcomes.correct(guide, reduction).mean():.1f}{told}")
+        rows.append(f"| {' | '.join([NAMES[guide], *values])} |")
+    return rows
+
+
+def lessons_differences(data: str) -> list[str]:
+    """Points that the first lesson's student is ahead of random, and others' ahead of it, paired."""
+    rows, (first, *others) = [], LESSONS
+    for guide, rival in ((first, "random"), *((other, first) for other in others)):
+        found = [paired_difference(outcomes, guide, rival, how) for outcomes, how in lessons_cells(data)]
+        values = ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in part)) for part in found]
+        rows.append(f"| {' | '.join([f'{NAMES[guide]}, minus {NAMES[rival]}', *values])} |")
+    return rows
+
+
 def frontier_table(league: str) -> pd.DataFrame:
     return pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str})
 
@@ -215,6 +248,12 @@ def test_table_of_levers():
         assert line in README
 
 
+@pytest.mark.parametrize("data", LEVERS)
+def test_tables_of_lessons(data):
+    for line in [*lessons_rows(data), *lessons_differences(data)]:
+        assert line in README
+
+
 @pytest.mark.parametrize("league", ["deit_tiny", "deit_tiny_tuned"])
 def test_table_of_the_frontier(league):
     for line in [*frontier_rows(league), *chosen_rows(league)]:
@@ -237,6 +276,8 @@ if __name__ == "__main__":
     for data in DATA:
         outcomes = outcomes_of(data)
         print(f"\n{data}\n", *accuracy_rows(outcomes), whole_line(outcomes), *difference_rows(outcomes), sep="\n")
+    for data in LEVERS:
+        print(f"\nlessons, {data}\n", *lessons_rows(data), "", *lessons_differences(data), sep="\n")
     for league in ("deit_tiny", "deit_tiny_tuned"):
         print(f"\nfrontier of {league}\n", *frontier_rows(league), "", *chosen_rows(league), sep="\n")
     print(
