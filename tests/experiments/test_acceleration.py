@@ -23,16 +23,16 @@ from vitsal.tuning.answers import divergence
 def test_all_that_is_tried_of_deit_tiny():
     model = load_model("deit_tiny_patch16_224", pretrained=False)
     tried = all_reductions(model, guided=True)
-    constant = map(str, (2, 5, 8, 10, 13, 16))
+    constant = map(str, (2, 3, 5, 6, 7, 8, 10, 13, 16))
     late = {f"{count}@{start}" for count in (10, 13, 16) for start in (3, 6)}
     assert {reduction.merge for reduction in tried} == {"0", *constant, "13-", "16-", *late}
     sides = {reduction.input_size and reduction.input_size[0] for reduction in tried}
     assert sides == {None, 192, 176, 160, 144, 128}
-    assert len(set(tried)) == len(tried) == 8 * 15 * 6 + 2 * (8 * 15 * 6 - 15)  # softened where patches are fewer
+    assert len(set(tried)) == len(tried) == 8 * 18 * 6 + 2 * (8 * 18 * 6 - 18)  # softened where patches are fewer
     assert {reduction.soften for reduction in tried} == {"0", "1", "1-"}
     assert {reduction.keep_ratio for reduction in all_reductions(model, guided=False)} == {1.0}
     softened = all_reductions(model, guided=True, softenings=["1-"])
-    assert len(softened) == 8 * 15 * 6
+    assert len(softened) == 8 * 18 * 6
     assert all(one.softens == (one.guided or one.input_size is not None) for one in softened)
 
 

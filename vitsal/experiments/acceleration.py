@@ -32,7 +32,7 @@ from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_si
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14, 8 / 14)  # of the patches along each side
-MERGED = (0.15, 0.31, 0.5, 0.65, 0.8, 1.0)  # of what blocks share: 2 to 16 of 196 in 12 blocks
+MERGED = (0.15, 0.2, 0.31, 0.37, 0.43, 0.5, 0.65, 0.8, 1.0)  # of what blocks share: 2 to 16 of 196 in 12 blocks
 DECREASING, LATE = 2, 3  # so many of the largest counts also by a schedule that decreases, or that starts late
 STARTS = (1 / 4, 1 / 2)  # of the blocks: where those start
 SOFTENINGS = ("0", "1", SOFTENED)
