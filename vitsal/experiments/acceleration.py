@@ -25,12 +25,13 @@ from vitsal.models.classes import check_answering
 from vitsal.models.pixels import resize
 from vitsal.models.sizes import resized_each
 from vitsal.models.tokens import grid_size
-from vitsal.reduction.reduction import Reduction, forward_reduced
+from vitsal.reduction.reduction import Reduction, allows, forward_reduced
 from vitsal.students.student import Student
 from vitsal.tuning.answers import answer_table
 from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_sizes
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+FINE = (0.6, 0.5, 0.4, 0.3, 0.2)  # of the patches, where the rest is shown coarsely
 SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14, 8 / 14)  # of the patches along each side
 MERGED = (0.15, 0.2, 0.31, 0.37, 0.43, 0.5, 0.65, 0.8, 1.0)  # of what blocks share: 2 to 16 of 196 in 12 blocks
 DECREASING, LATE = 2, 3  # so many of the largest counts also by a schedule that decreases, or that starts late
@@ -74,13 +75,16 @@ def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = 
     """Every way to reduce a target that is tried: keep ratios (where there is a guide), merging and input sizes.
 
     Where a target sees fewer patches its attention is softened in each of these ways, as far as it can be. Merging in
-    the later blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024).
+    the later blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024), and the only one tried
+    beside coarse patches: merged from the first block on, patches of two sizes lost more.
     """
     counts, starts = merge_counts(target, MERGED), {int(share * len(target.blocks)) for share in STARTS} - {0}
     merges = ["0", *map(str, counts), *(f"{count}-" for count in counts[-DECREASING:])]
-    merges += [f"{count}@{start}" for start in sorted(starts) for count in counts[-LATE:]]
+    late = [f"{count}@{start}" for start in sorted(starts) for count in counts[-LATE:]]
     sizes = [None, *smaller_sizes(target, SIDES)]
-    plain = [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], merges, sizes)]
+    plain = [Reduction(*levers) for levers in product(RATIOS if guided else RATIOS[:1], [*merges, *late], sizes)]
+    coarse = [size for size in sizes if guided and allows(target, Reduction(0.5, input_size=size, rest="coarse"))]
+    plain += [Reduction(*levers, rest="coarse") for levers in product(FINE, ["0", *late], coarse)]
     allowed = softenings if can_soften(target) else ("0",)
     softened = (
         replace(one, soften=soften if one.guided or one.input_size else "0") for soften in allowed for one in plain
@@ -117,16 +121,23 @@ def operating_points(
 
 
 def count_reductions(
-    target: nn.Module, reductions: Iterable[Reduction], *, progress: bool = True
+    target: nn.Module, reductions: Iterable[Reduction], *, least: float = 0, progress: bool = True
 ) -> dict[Reduction, int]:
-    """Operations of a target on one image, reduced in each of these ways, whoever chooses its patches."""
-    image, tried, found = example_images(target, 1), list(reductions), {}
+    """Operations of a target on one image, reduced in each of these ways, whoever chooses its patches.
+
+    Where one has fewer than `least`, those that come after it and only keep fewer patches are left out, uncounted.
+    """
+    image, tried, found, past = example_images(target, 1), list(reductions), {}, {}
     saliency = torch.zeros(1, *grid_size(target), device=image.device)
     twins = resized_each(target, (reduction.input_size for reduction in tried))
     for reduction in tqdm(tried, desc="operations", mininterval=1, disable=not progress):
         plain, size = replace(reduction, soften="0"), reduction.input_size  # softening costs nothing
+        if past.get(plain.others, 0) > reduction.keep_ratio:
+            continue
         run = partial(forward_reduced, twins[size], resize(image, size), plain, saliency)
         found[reduction] = found.get(plain) or count_operations(run)
+        if found[reduction] < least:
+            past.setdefault(plain.others, reduction.keep_ratio)
     return found
 
 

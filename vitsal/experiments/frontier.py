@@ -135,8 +135,10 @@ def candidate_points(
 ) -> list[Point]:
     """All that may be chosen for each way and speed."""
     image, tried = example_images(target, 1), all_reductions(target, bool(guides), [soften])
-    whole, operations = count_operations(partial(target, image)), count_reductions(target, tried)
+    whole = count_operations(partial(target, image))
     own = {name: count_operations(partial(guide, image)) for name, guide in guides.items()}
+    least = whole / (1 + SLACK) / max(speeds) - max(own.values(), default=0)  # what is cheaper is past every speed
+    operations = count_reductions(target, tried, least=least)
     found = []
     for reduction, count in operations.items():
         for way in ways_of(reduction, guides):
@@ -260,6 +262,7 @@ def kept_points(
     about = {"target": describe(target), "guides": {name: describe(guide) for name, guide in guides.items()}}
     tried = list(map(str, all_reductions(target, bool(guides), [soften])))
     about |= {"data": images.fingerprints, "speeds": list(speeds), "tried": question_hash({"reductions": tried})}
+    about |= {"first": FIRST, "finalists": FINALISTS}
     path = Path(folder, f"points-{question_hash(about)}.json")
     if not path.exists():
         steps = dict.fromkeys((max(1, len(images) // FIRST), 1))

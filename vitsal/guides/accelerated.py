@@ -87,7 +87,8 @@ class AcceleratedViT(nn.Module):
         twin = resized(target, size)
         self.twin = None if twin is target else twin  # of another input size, with the very weights of the target
         check_reduction(self._seen, self.reduction)
-        shuffle_of(math.prod(grid_size(self._seen)))  # now, and not while the module is traced
+        cells = 4 if self.reduction.coarse else 1
+        shuffle_of(math.prod(grid_size(self._seen)) // cells)  # now, and not while the module is traced
         self.training = self.inner.training = target.training
 
     @property

@@ -1,3 +1,10 @@
+from .coarse import (
+    Coarse as Coarse,
+    check_coarse as check_coarse,
+    coarsen_patches as coarsen_patches,
+    patches_of as patches_of,
+    top_k_cells as top_k_cells,
+)
 from .drop import (
     check_keep as check_keep,
     embed_once as embed_once,

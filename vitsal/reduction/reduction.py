@@ -1,4 +1,4 @@
-"""What is done to a ViT to make it cheaper: patches dropped, tokens merged, a smaller image, or all together."""
+"""What is done to a ViT to make it cheaper: patches dropped or shown coarsely, tokens merged, a smaller image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitsal.errors import UserError, check_number
+from vitsal.errors import UserError, check_choice, check_number
 from vitsal.models.pixels import fit_grid, resize
 from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size
+from vitsal.reduction.coarse import Coarse, check_coarse, coarsen_patches, patches_of, top_k_cells
 from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import Merged, merge_tokens, plain_merging
 from vitsal.reduction.soften import plain_softening, query_norms, soften_attention
+
+RESTS = ("dropped", "coarse")  # what becomes of patches that are not kept
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,26 @@ class Reduction:
         input_size: (H, W) in pixels to which images are resized; None is the model's own.
         soften: by how much attention is softened where a model sees fewer patches than its own, as
             `vitsal.reduction.soften_schedule` reads it. It costs nothing; "0" leaves attention as it is.
+        rest: what becomes of the other patches: "dropped", or "coarse": shown at half the resolution, four as one
+            (`vitsal.reduction.coarsen_patches`); whole cells of 2 x 2 are kept then.
 
     Raises:
-        UserError: the keep ratio is no number in (0, 1], or softening none from 0 to below 10.
+        UserError: the keep ratio is no number in (0, 1], softening none from 0 to below 10, the rest neither.
     """
 
     keep_ratio: float = 1.0
     merge: str = "0"
     input_size: tuple[int, int] | None = None
     soften: str = "0"
+    rest: str = "dropped"
 
     def __post_init__(self) -> None:
         ratio = check_number("keep ratio", self.keep_ratio, 0, 1, open_end="low")
         object.__setattr__(self, "keep_ratio", ratio)  # what is the same has one name: 1 and 1.0, "8" and "08"
         object.__setattr__(self, "merge", plain_merging(self.merge))
         object.__setattr__(self, "soften", plain_softening(self.soften))
+        check_choice("rest", self.rest, RESTS)
+        object.__setattr__(self, "rest", self.rest if self.guided else "dropped")
 
     def __str__(self) -> str:
         """Such as "keep 0.5, merge 8, 160 x 160 px"."""
@@ -53,10 +61,11 @@ class Reduction:
     @property
     def others(self) -> str:
         """What is done besides dropping patches, such as "merge 8, 160 x 160 px, soften 1"; "" for nothing."""
+        coarse = "rest coarse" if self.coarse else None
         merge = f"merge {self.merge}" if self.merges else None
         size = self.input_size and "{} x {} px".format(*self.input_size)
         soften = f"soften {self.soften}" if self.softens else None
-        return ", ".join(filter(None, [merge, size, soften]))
+        return ", ".join(filter(None, [coarse, merge, size, soften]))
 
     @property
     def key(self) -> float | Reduction:
@@ -70,22 +79,30 @@ class Reduction:
 
     @property
     def columns(self) -> dict[str, float | str]:
-        """What tables say of it: keep ratio, merge and soften (or "none"), and input size ("160 x 160", or "own")."""
+        """What tables say: keep ratio, merge and soften (or "none"), input size ("160 x 160", or "own"), and rest."""
         size = "{} x {}".format(*self.input_size) if self.input_size else "own"
         merge = self.merge if self.merges else "none"
         soften = self.soften if self.softens else "none"
-        return {"keep_ratio": self.keep_ratio, "merge": merge, "input_size": size, "soften": soften}
+        levers = {"keep_ratio": self.keep_ratio, "merge": merge, "input_size": size, "soften": soften}
+        return levers | {"rest": self.rest}
 
     @classmethod
-    def from_columns(cls, keep_ratio: float, merge: str, input_size: str, soften: str = "none") -> Reduction:
+    def from_columns(
+        cls, keep_ratio: float, merge: str, input_size: str, soften: str = "none", rest: str = "dropped"
+    ) -> Reduction:
         """The reduction of which a table says so (`columns`)."""
         size = None if input_size == "own" else tuple(map(int, input_size.split(" x ")))
-        return cls(keep_ratio, "0" if merge == "none" else merge, size, "0" if soften == "none" else soften)
+        return cls(keep_ratio, "0" if merge == "none" else merge, size, "0" if soften == "none" else soften, rest)
 
     @property
     def guided(self) -> bool:
         """Whether a map is needed, to choose the patches that are kept."""
         return self.keep_ratio < 1
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the other patches are shown coarsely, and not dropped."""
+        return self.rest == "coarse"
 
     @property
     def merges(self) -> bool:
@@ -104,12 +121,14 @@ def as_reduction(reduction: float | Reduction) -> Reduction:
 
 
 def check_reduction(model: nn.Module, reduction: Reduction) -> None:
-    """Raise UserError if tokens of `model` are to be merged and cannot be, or its attention softened and cannot be."""
+    """Raise UserError if `model` does not allow it: tokens to be merged, attention softened, patches shown coarsely."""
     if reduction.merges:
         with merge_tokens(model, reduction.merge):
             pass
     if reduction.softens:
         query_norms(model)
+    if reduction.coarse:
+        check_coarse(model)
 
 
 def allows(model: nn.Module, reduction: Reduction) -> bool:
@@ -123,9 +142,10 @@ def allows(model: nn.Module, reduction: Reduction) -> bool:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a model is shown in `reduced`: the patches in `keep`, (B, K), or all; and how tokens were merged."""
+    """What a model is shown in `reduced`: patches in `keep`, (B, K), or all; which coarsely; how tokens were merged."""
 
     keep: Tensor | None
+    coarse: Coarse | None
     merged: Merged | None
 
     def laid_on(self, tokens: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -135,9 +155,10 @@ class Shown:
         """
         batch, patches = tokens.shape
         everything = torch.arange(patches, device=tokens.device).expand(batch, -1)
-        keep = everything if self.keep is None else self.keep
-        own = num_prefix_tokens + torch.arange(keep.shape[1], device=tokens.device).expand(batch, -1)
-        return tokens.scatter(1, keep, own if self.merged is None else self.merged.groups)
+        keep = everything if self.keep is None or self.coarse else self.keep
+        entered = self.coarse.tokens if self.coarse else torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+        own = num_prefix_tokens + entered if self.merged is None else self.merged.groups.gather(1, entered)
+        return tokens.scatter(1, keep, own)
 
 
 @contextmanager
@@ -150,19 +171,26 @@ def reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Te
     Raises:
         UserError: patches are to be chosen without saliency, or the model does not allow it (`check_reduction`).
     """
-    keep = merged = None
+    keep = coarse = merged = None
+    grid = grid_size(model, images)
+    seen = math.prod(grid)
     with ExitStack() as stack:
         if reduction.guided:
             if saliency is None:
                 raise UserError(f"To keep {reduction.keep_ratio:g} of the patches takes saliency; got none.")
-            laid = fit_grid(saliency[:, None], grid_size(model, images))[:, 0]
-            stack.enter_context(keep_patches(model, keep := top_k_patches(laid, reduction.keep_ratio)))
+            laid = fit_grid(saliency[:, None], grid)[:, 0]
+            if reduction.coarse:
+                cells = top_k_cells(laid, reduction.keep_ratio)
+                coarse = stack.enter_context(coarsen_patches(model, cells, grid))
+                keep, seen = patches_of(cells, grid), coarse.num_tokens
+            else:
+                stack.enter_context(keep_patches(model, keep := top_k_patches(laid, reduction.keep_ratio)))
+                seen = keep.shape[1]
         if reduction.merges:
             merged = stack.enter_context(merge_tokens(model, reduction.merge))
         if reduction.softens:
-            seen = math.prod(grid_size(model, images)) if keep is None else keep.shape[1]
             stack.enter_context(soften_attention(model, seen, reduction.soften))
-        yield Shown(keep, merged)
+        yield Shown(keep, coarse, merged)
 
 
 def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Tensor:
