@@ -24,6 +24,9 @@ class Family:
         return randomise(model)
 
 
+RELATIVE = ("BEiT", "EVA-02", "RoPE", "DINOv3")  # how names of families begin whose positions are relative, or rotary
+
+
 def each_of(families, quick):
     """Families, by their names, as parameters of tests: all but those that are named as quick are slow."""
     return [

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, Family, family_fixture
+from families import FAMILIES, RELATIVE, Family, family_fixture
 from helpers import assert_close, randomise, traces
 from torch.nn.functional import cosine_similarity
 
@@ -18,8 +18,7 @@ from vitsal.reduction.drop import forward_kept, keep_patches
 from vitsal.reduction.merge import match_tokens, merge_groups, merge_schedule, merge_tokens, num_mergeable
 from vitsal.reduction.surgery import replaced
 
-REFUSED = ("BEiT", "EVA", "RoPE", "DINOv3")
-MERGED = {name: family for name, family in FAMILIES.items() if not name.startswith(REFUSED)}
+MERGED = {name: family for name, family in FAMILIES.items() if not name.startswith(RELATIVE)}
 MERGED["EVA-01"] = Family("eva_large_patch14_196", readout="patches", size=(98, 98))  # EVA without rotary positions
 QUICK = ("ViT tiny", "ViT not square", "DeiT distilled", "DeiT-III", "DINO", "DINOv2 registers")
 family = family_fixture(MERGED, QUICK)
@@ -185,7 +184,7 @@ def test_nothing_merged_is_the_model_itself(family, model, pictures):
     assert merged.groups.tolist() == [list(range(family.prefix, family.prefix + patches))] * 3
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith(REFUSED)])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith(RELATIVE)])
 def test_other_positions_are_refused(name):
     model = FAMILIES[name].load()
     before = traces(model)
