@@ -24,7 +24,7 @@ from vitsal.pictures.charts import (
     share_legend,
     use_slide_style,
 )
-from vitsal.pictures.overlays import hide_dropped, overlay, paint_groups, scale_map, tile_pictures
+from vitsal.pictures.overlays import hide_dropped, overlay, paint_coarse, paint_groups, scale_map, tile_pictures
 from vitsal.pictures.sheets import (
     add_colour_bar,
     columns_that_fill,
@@ -139,6 +139,14 @@ def test_where_nothing_merges_patches_are_as_they_were_between_lines():
     assert (painted[inside] == pixels[inside]).all()
     whole = paint_groups(pixels, torch.full((2, 2), 5))
     assert np.allclose(whole, pixels.mean((0, 1)), atol=1e-6)  # all in one token, and no line
+
+
+def test_what_is_seen_coarsely_is_shown_at_half_the_resolution():
+    """Patches of 2 x 2 pixels; the four on the left are one token, those on the right are on their own."""
+    pixels = np.arange(4 * 8, dtype=np.float32).reshape(4, 8, 1).repeat(3, axis=2)
+    painted = paint_coarse(pixels, torch.tensor([[9, 9, 1, 2], [9, 9, 3, 4]]))
+    assert np.array_equal(painted[:, 4:], pixels[:, 4:])
+    assert painted[:, :4, 0].tolist() == [[4.5, 4.5, 6.5, 6.5]] * 2 + [[20.5, 20.5, 22.5, 22.5]] * 2
 
 
 def test_contact_sheet():

@@ -30,6 +30,7 @@ from .overlays import (
     draw_frames as draw_frames,
     hide_dropped as hide_dropped,
     overlay as overlay,
+    paint_coarse as paint_coarse,
     paint_groups as paint_groups,
     resized as resized,
     scale_map as scale_map,

@@ -85,6 +85,20 @@ def paint_groups(pixels: np.ndarray, tokens: Tensor, shade: float = 0.85) -> np.
     return painted
 
 
+def paint_coarse(pixels: np.ndarray, tokens: Tensor) -> np.ndarray:
+    """Show which patches are seen coarsely: (H, W, 3), of even H and W, and (gh, gw) -> (H, W, 3).
+
+    Patches of one number, of which there are four (`vitsal.reduction.coarsen_patches`), show their pixels at half the
+    resolution; all others are left as they are.
+    """
+    _, groups, counts = np.unique(tokens.cpu().numpy(), return_inverse=True, return_counts=True)
+    rows, columns = map(_patch_of, pixels.shape, tokens.shape)
+    coarse = (counts[groups] == 4).reshape(tokens.shape)[rows][:, columns, None]
+    height, width, channels = pixels.shape
+    half = pixels.reshape(height // 2, 2, width // 2, 2, channels).mean(axis=(1, 3)).astype(pixels.dtype)
+    return np.where(coarse, half.repeat(2, axis=0).repeat(2, axis=1), pixels)
+
+
 def tile_pictures(pictures: np.ndarray | Tensor, columns: int, gap: int = 1) -> np.ndarray:
     """Lay small pictures side by side, row by row: (n, h, w) or (n, h, w, 3) -> one picture with gaps between them.
 
