@@ -88,6 +88,7 @@ def student():
 
 
 ALL = Reduction(0.75, "2", (48, 48), "1-")  # 9 patches, of which 7 are kept, and 3, 2 and 1 of them merged away
+COARSE = Reduction(0.5, "2", soften="1-", rest="coarse")  # 4 cells, of which 2 are kept: 10 tokens, 2 at a time merged
 
 
 @torch.no_grad()
@@ -98,12 +99,12 @@ def test_a_student_is_a_guide_and_merging_a_number(tiny_vit, images, student):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reduction", [Reduction(), Reduction(0.5), Reduction(merge="2"), ALL])
+@pytest.mark.parametrize("reduction", [Reduction(), Reduction(0.5), Reduction(merge="2"), ALL, COARSE])
 def test_features_are_what_the_head_reads(tiny_vit, images, student, reduction):
     fast = AcceleratedViT(tiny_vit, student, reduction)
     features = fast.forward_features(images)
-    left = {Reduction(): 17, Reduction(0.5): 9, Reduction(merge="2"): 11, ALL: 1 + 7 - 2 - 2 - 1}[reduction]
-    assert features.shape == (4, left, 192)
+    left = {Reduction(): 17, Reduction(0.5): 9, Reduction(merge="2"): 11, ALL: 1 + 7 - 2 - 2 - 1, COARSE: 1 + 10 - 6}
+    assert features.shape == (4, left[reduction], 192)
     assert torch.equal(tiny_vit.forward_head(features), fast(images))
 
 
@@ -147,7 +148,7 @@ def test_its_state_holds_target_and_student(tiny_vit, images, student):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reduction", [Reduction(merge="2", input_size=(48, 48)), Reduction(0.5), ALL])
+@pytest.mark.parametrize("reduction", [Reduction(merge="2", input_size=(48, 48)), Reduction(0.5), ALL, COARSE])
 def test_saved_and_loaded_it_says_the_same(tiny_vit, images, student, tmp_path, reduction):
     fast = AcceleratedViT(tiny_vit, student, reduction)
     fast.save_pretrained(tmp_path / "fast", "# Fast")
@@ -211,7 +212,7 @@ def test_half_precision_is_kept_in_the_folder(tiny_vit, images, student, tmp_pat
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reduction", [Reduction(0.5), ALL])
+@pytest.mark.parametrize("reduction", [Reduction(0.5), ALL, COARSE])
 def test_half_precision(tiny_vit, images, student, reduction):
     """Within bfloat16's three digits of the answers, given the same choice of patches."""
     expected = AcceleratedViT(tiny_vit, student, reduction).explain(images)
@@ -225,7 +226,7 @@ def test_half_precision(tiny_vit, images, student, reduction):
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("reduction", [Reduction(0.5), ALL])
+@pytest.mark.parametrize("reduction", [Reduction(0.5), ALL, COARSE])
 def test_exported_for_any_batch_it_says_the_same(tiny_vit, images, student, reduction):
     fast = AcceleratedViT(tiny_vit, student, reduction)
     shapes = {"images": {0: torch.export.Dim.DYNAMIC}}

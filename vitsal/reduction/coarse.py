@@ -41,7 +41,7 @@ class Coarse:
     def rest(self) -> Tensor:
         """Numbers of the cells that are shown coarsely, in ascending order, (B, C - K)."""
         number = math.prod(self.grid) // 4
-        shown = torch.zeros(len(self.cells), number, device=self.cells.device).scatter(1, self.cells, 1.0)
+        shown = torch.zeros(self.cells.shape[0], number, device=self.cells.device).scatter(1, self.cells, 1.0)
         return shown.argsort(dim=1, stable=True)[:, : number - self.cells.shape[1]]
 
     @property
@@ -61,7 +61,7 @@ class Coarse:
     def _embed(self, embed: nn.Module, args: tuple, tokens: Tensor) -> None:
         """After the embedding of all patches: those of the image at half its size."""
         images = args[0]
-        check_keep(self.cells, len(images), math.prod(self.grid) // 4)
+        check_keep(self.cells, images.shape[0], math.prod(self.grid) // 4)
         half = resize(images, (images.shape[-2] // 2, images.shape[-1] // 2))
         self._embedded = tokens.flatten(1, -2), embed.norm(embed.proj(half).flatten(2).mT)
 
