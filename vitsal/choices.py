@@ -41,6 +41,7 @@ BENCHMARKS = {
     "pipeline": ("student", "keep", "merge", "input_size", "precision"),
 }  # with the options that each takes
 PRECISIONS = ("float32", "bfloat16")
+RESTS = ("dropped", "coarse")  # what becomes of patches that are not kept
 PICTURE_FORMATS = (
     *("eps", "gif", "jpg", "jpeg", "pdf", "pgf", "png", "ps", "raw", "rgba", "svg", "svgz", "tif", "tiff", "webp"),
     "avif",

@@ -37,6 +37,7 @@ SEVERAL_MODELS = [*MODELS, ",", f"{MODEL},", f"{MODEL},vit"]
 SIZE = ["", "x", "0", "-8", "100", "112,", "112,0", "112,112,112", "1e3", "112.0", "\u00b2", DIGITS, "9" * 5_000]
 MERGE = ["", "x", "-1", "1.5", "8@", "8@9", "8@-1", "--", "16-8", "1 2", "0 0 0 0", "[8]", ",", "8,", NUL, DIGITS]
 SOFTEN = ["", ",", "x", "nan", "inf", "-inf", "-1", "10", "1e400", "1e-", "1,x", "1--", "[1]", "True", NUL, DIGITS]
+REST = [*ODD, ",", "coarse,", "Coarse", "dropped,coarsely", "0", {"rest": "coarse", "input_size": "104"}]  # 13 x 13
 INPUT = ["", "x", "0", "-8", "100", "112,", "112x", "x112", "112x0", "1e3", "112.0", DIGITS, "99999992"]
 SPLIT = [*ODD, "trian", "Train", "0", "train[:10]", "train,test"]
 CHECKPOINT = ["", NUL, LONG, "none.safetensors", "photo.png", "photos", "notes.txt", "empty.safetensors",
@@ -154,6 +155,7 @@ BAD = {
         "merge": MERGE,
         "input_size": INPUT,
         "soften": SOFTEN,
+        "rest": REST,
         "outcomes": ["", NUL, f"{LONG}.parquet", "photo.png/t.parquet", "/proc/t.parquet", "loop/t.parquet", "photos",
                      "notes.csv", "photo.png"],
     },

@@ -267,7 +267,7 @@ def test_drop_curve_writes_one_row_per_ratio(folder, checkpoint, tmp_path, guide
     output = tmp_path / "new" / "table.csv"
     shown = drop_curve(folder, checkpoint, output, "--guide", guide, "--keep", "1.0,0.7,0.5", "--limit", "6")
     assert output.read_text().startswith(
-        "target,guide,keep_ratio,merge,input_size,soften,n,correct,top1,ci_low,ci_high,minus,difference,"
+        "target,guide,keep_ratio,merge,input_size,soften,rest,n,correct,top1,ci_low,ci_high,minus,difference,"
     )
     table = pd.read_csv(output)
     assert table.keep_ratio.tolist() == [1.0, 0.7, 0.5]
@@ -291,19 +291,38 @@ def test_drop_curve_writes_what_is_predicted_for_each_image(folder, checkpoint, 
 def test_drop_curve_with_every_lever(folder, checkpoint, tmp_path):
     output, each = tmp_path / "table.csv", tmp_path / "outcomes.parquet"
     options = ["--guide", "random,center", "--keep", "1.0,0.5", "--merge", "0,8@1", "--input-size", "112,64x80"]
-    options += ["--soften", "0,1-"]
+    options += ["--soften", "0,1-", "--rest", "dropped,coarse"]
     shown = drop_curve(folder, checkpoint, output, *options, "--outcomes", each)
     known, model = read_outcomes(each), load_model(MODEL, checkpoint)
     data = open_data(str(folder), model_transform(model))
     for guide, chooser in {"random": RandomGuide((14, 14)), "center": CenterGuide((14, 14))}.items():
-        for levers in product([1.0, 0.5], ["0", "8@1"], [None, (64, 80)], ["0", "1-"]):
+        for levers in product([1.0, 0.5], ["0", "8@1"], [None, (64, 80)], ["0", "1-"], ["dropped", "coarse"]):
             fast = AcceleratedViT(model, chooser, Reduction(*levers))
             with torch.no_grad():
                 expected = torch.cat([fast(batch.images).argmax(dim=1) for batch in batches(data, 4)])
             assert known.predictions[guide, Reduction(*levers).key].tolist() == expected.tolist()
-    assert len(pd.read_csv(output)) == 32
+    table = pd.read_csv(output)
+    assert table.groupby(["keep_ratio", "rest"]).size().to_dict() == {
+        (1.0, "dropped"): 16,  # nothing else is left
+        (0.5, "dropped"): 16,
+        (0.5, "coarse"): 16,
+    }
     assert "64 x 80" in shown
-    assert "merge" not in drop_curve(folder, checkpoint, tmp_path / "plain.csv", "--guide", "center", "--keep", "0.5")
+    plain = drop_curve(folder, checkpoint, tmp_path / "plain.csv", "--guide", "center", "--keep", "0.5")
+    assert "merge" not in plain
+    assert "rest" not in plain
+
+
+@pytest.mark.parametrize(("size", "side"), [("104", 13), ("112,72", 9)])
+def test_drop_curve_where_patches_cannot_be_shown_coarsely(folder, checkpoint, tmp_path, fail, size, side):
+    """Said before any image is seen; where all patches are kept there is nothing to be shown so."""
+    options = ["--target", MODEL, "--checkpoint", checkpoint, "--data", folder, "--output", tmp_path / "table.csv"]
+    options += ["--guide", "center", "--rest", "coarse", "--input-size", size]
+    said = fail("drop-curve", *options, "--keep", "1.0,0.5")
+    assert f"has {side} x {side} patches here, and only even numbers" in said
+    assert not list(tmp_path.glob("*.jsonl"))
+    succeed("drop-curve", *options, "--keep", "1.0", "--device", "cpu")
+    assert set(pd.read_csv(tmp_path / "table.csv").rest) == {"dropped"}
 
 
 def test_drop_curve_by_what_neighbours_choose_by(folder, checkpoint, tmp_path, monkeypatch):

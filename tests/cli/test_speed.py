@@ -33,6 +33,7 @@ REFUSALS = {
     "Unknown loss 'kll'": [*TRAIN, "--loss", "kll"],
     "Unknown benchmark 'roll'": ["benchmark", "roll"],
     "Unknown precision 'int8'": ["benchmark", "dropping", "--precision", "int8"],
+    "Unknown rest 'corse'": [*CURVE, "--rest", "dropped,corse"],
     "Unknown head fusion 'median'": ["video", "film.mp4", "out.mp4", "--head-fusion", "median"],
     "The discard ratio must lie in [0, 1); got 1.": ["explain", "photo.png", "--discard-ratio", "1"],
     "The keep ratio must lie in (0, 1]; got 0.": [*CURVE, "--keep", "0"],

@@ -33,6 +33,7 @@ def drop_curve(
     merge: Annotated[str, typer.Option(help=options.MERGE_HELP)] = "0",
     input_size: Annotated[str | None, typer.Option(help=options.INPUT_HELP)] = None,
     soften: Annotated[str, typer.Option(help=options.SOFTEN_HELP)] = "0",
+    rest: Annotated[str, typer.Option(help=options.REST_HELP)] = "dropped",
     image_size: options.ImageSize = None,
     checkpoint: options.Checkpoint = None,
     guide_checkpoint: options.Checkpoint = None,
@@ -55,12 +56,13 @@ def drop_curve(
 ) -> None:
     """Accuracy of a target that sees only the patches a guide chooses, for each keep ratio.
 
-    Also with tokens merged (--merge), on smaller images (--input-size), attention softened (--soften): each with each.
+    Also with tokens merged (--merge), on smaller images (--input-size), attention softened (--soften), the other
+    patches shown coarsely (--rest): each with each.
 
     Per-image outcomes are kept beside the table as they are made: the same command, started again, goes on, and what
     is known there is not computed again. Several GPUs or machines: accelerate launch -m vitsal.cli drop-curve ...
     """
-    levers = options.parse_levers(keep, merge, input_size, soften)
+    levers = options.parse_levers(keep, merge, input_size, soften, rest)
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     given = options.taken_options(
         names,

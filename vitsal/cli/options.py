@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS, VIT_EXPLAIN
+from vitsal.choices import GUIDE_OPTIONS, HEAD_FUSIONS, RESTS, VIT_EXPLAIN
 from vitsal.data.places import OWN_DATA
 from vitsal.errors import (
     LARGEST_COUNT,
@@ -75,6 +75,10 @@ Seed = Annotated[int, typer.Option(help="Of weights, order and augmentation.", m
 SOFTEN_HELP = (
     "How attention is softened for fewer patches: 0 leaves it as it is, 1 multiplies its logits by ln n / ln N, 1- the"
     " more the earlier the block. Several with commas between them."
+)
+REST_HELP = (
+    "What becomes of the other patches: dropped, or coarse: shown at half the resolution, four as one. Both with a"
+    " comma between them."
 )
 Soften = Annotated[
     str | None,
@@ -155,15 +159,16 @@ def parse_input_sizes(text: str | None) -> list[tuple[int, int] | None]:
 
 
 def parse_levers(
-    keep: str, merge: str, input_size: str | None, soften: str = "0"
-) -> list[tuple[float, str, tuple[int, int] | None, str]]:
-    """Every keep ratio with every schedule of merging, input size and softening, as `vitsal.Reduction` takes them.
+    keep: str, merge: str, input_size: str | None, soften: str = "0", rest: str = "dropped"
+) -> list[tuple[float, str, tuple[int, int] | None, str, str]]:
+    """Every keep ratio with every merging, input size, softening and rest, as `vitsal.Reduction` takes them.
 
-    UserError for a keep ratio or a size that is none; whether a target takes a schedule, or a size, it says itself, and
-    `Reduction` what is no softening.
+    UserError for a keep ratio, a size or a rest that is none; whether a target takes a schedule, or a size, it says
+    itself, and `Reduction` what is no softening.
     """
     merges, softenings = ([part.strip() for part in text.split(",")] for text in (merge, soften))
-    return list(product(parse_ratios(keep), merges, parse_input_sizes(input_size), softenings))
+    rests = [check_choice("rest", part.strip(), RESTS) for part in rest.split(",")]
+    return list(product(parse_ratios(keep), merges, parse_input_sizes(input_size), softenings, rests))
 
 
 def parse_values(text: str) -> tuple[Any, ...]:

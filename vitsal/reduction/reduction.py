@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitsal.choices import RESTS
 from vitsal.errors import UserError, check_choice, check_number
 from vitsal.models.pixels import fit_grid, resize
 from vitsal.models.sizes import resized
@@ -19,8 +20,6 @@ from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import Merged, merge_tokens, plain_merging
 from vitsal.reduction.soften import plain_softening, query_norms, soften_attention
-
-RESTS = ("dropped", "coarse")  # what becomes of patches that are not kept
 
 
 @dataclass(frozen=True)
