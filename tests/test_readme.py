@@ -16,7 +16,14 @@ import torch
 from vitsal.analysis.cost import count_operations
 from vitsal.analysis.faithfulness import score_table
 from vitsal.experiments.frontier import RIVALS
-from vitsal.experiments.outcomes import Outcomes, paired_difference, read_outcomes, recovered_share, summarize
+from vitsal.experiments.outcomes import (
+    Outcomes,
+    paired_difference,
+    read_outcomes,
+    recovered_share,
+    summarize,
+    with_levers,
+)
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.guides.factory import make_guide
@@ -182,7 +189,7 @@ def lessons_differences(data: str) -> list[str]:
 
 
 def frontier_table(league: str) -> pd.DataFrame:
-    return pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str})
+    return with_levers(pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str}))
 
 
 def frontier_rows(league: str) -> list[str]:

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from vitsal.errors import UserError
-from vitsal.experiments.outcomes import Outcomes, read_outcomes, save_outcomes, summarize
-from vitsal.reduction.reduction import Reduction
+from vitsal.experiments.outcomes import NOT_USED, Outcomes, read_outcomes, save_outcomes, summarize
+from vitsal.reduction.reduction import Reduction, as_reduction
 
 ABOUT = {"data": "photographs", "guides": {"center": {"guide_id": "1", "seed": None}}, "limit": None}
 
 
-LEVERS = (Reduction(0.7, "8"), Reduction(1.0, "16-", (160, 192)))
+LEVERS = (Reduction(0.7, "8"), Reduction(1.0, "16-", (160, 192)), Reduction(0.7, rest="coarse"))
 
 
 @pytest.fixture
@@ -37,21 +37,27 @@ def test_they_come_back(outcomes, tmp_path):
 def test_anybody_can_count_them(outcomes, tmp_path):
     save_outcomes(outcomes, tmp_path / "o.parquet")
     table = pd.read_parquet(tmp_path / "o.parquet")
-    assert list(table) == ["image", "label", "guide", "keep_ratio", "merge", "input_size", "soften", "prediction"]
-    right = (table.prediction == table.label).groupby([table.guide, table.keep_ratio, table["merge"]]).sum()
-    assert right["center", 0.7, "none"] == outcomes.correct("center", 0.7).sum()
-    assert right["center", 0.7, "8"] == outcomes.correct("center", LEVERS[0]).sum()
+    levers = ["keep_ratio", "merge", "input_size", "soften", "rest"]
+    assert list(table) == ["image", "label", "guide", *levers, "prediction"]
+    right = (table.prediction == table.label).groupby([table.guide, *(table[name] for name in levers)]).sum()
+    assert right["center", 0.7, "none", "own", "none", "dropped"] == outcomes.correct("center", 0.7).sum()
+    assert right["center", 0.7, "8", "own", "none", "dropped"] == outcomes.correct("center", LEVERS[0]).sum()
+    assert right["center", 0.7, "none", "own", "none", "coarse"] == outcomes.correct("center", LEVERS[2]).sum()
 
 
-def test_files_of_before_there_was_more_than_dropping(outcomes, tmp_path):
+@pytest.mark.parametrize("lacking", [["merge", "input_size", "soften", "rest"], ["soften", "rest"], ["rest"]])
+def test_files_of_before_there_were_all_levers(outcomes, tmp_path, lacking):
     save_outcomes(outcomes, tmp_path / "o.parquet")
     table = pd.read_parquet(tmp_path / "o.parquet")
-    older = table[(table["merge"] == "none") & (table.input_size == "own")].drop(
-        columns=["merge", "input_size", "soften"]
-    )
+    older = table[(table[lacking] == pd.Series(NOT_USED)[lacking]).all(axis=1)].drop(columns=lacking)
     older.to_parquet(tmp_path / "older.parquet")
     back = read_outcomes(tmp_path / "older.parquet")
-    assert list(back.predictions) == [cell for cell in outcomes.predictions if isinstance(cell[1], float)]
+    known = [
+        cell
+        for cell in outcomes.predictions
+        if all(as_reduction(cell[1]).columns[name] == NOT_USED[name] for name in lacking)
+    ]
+    assert list(back.predictions) == known
     assert np.array_equal(back.correct("center", 0.7), outcomes.correct("center", 0.7))
 
 

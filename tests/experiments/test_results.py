@@ -147,13 +147,13 @@ def damaged(path, line, old, new):
     path.write_text("".join(lines))
 
 
-@pytest.mark.parametrize("lacking", [["merge", "input_size", "soften"], ["soften"]])
-def test_a_table_of_before_there_was_more_than_dropping_goes_on(tmp_path, lacking):
+@pytest.mark.parametrize("lacking", [["merge", "input_size", "soften", "rest"], ["soften", "rest"], ["rest"]])
+def test_a_table_of_before_there_were_all_levers_goes_on(tmp_path, lacking):
     path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")
     add_results(table, path)
-    older = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=lacking)
-    path.with_suffix(".parquet").unlink()
-    older.to_csv(path, index=False)
+    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=lacking).to_csv(path, index=False)
+    copy = path.with_suffix(".parquet")
+    pd.read_parquet(copy).drop(columns=lacking).to_parquet(copy, index=False, write_page_checksum=True)
     assert read_results(path)[POINT].values.tolist() == table[POINT].values.tolist()
     add_results(table[:1], path)
     assert len(read_results(path)) == len(table)
@@ -161,7 +161,14 @@ def test_a_table_of_before_there_was_more_than_dropping_goes_on(tmp_path, lackin
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("own,none,4,3", "own,none,4,2"), ("0.75", "0.85"), ("rollout", "random"), ("d4t4", "d4t5"), ("0.5", "0.3")],
+    [
+        ("own,none,dropped,4,3", "own,none,dropped,4,2"),
+        ("dropped", "coarse"),
+        ("0.75", "0.85"),
+        ("rollout", "random"),
+        ("d4t4", "d4t5"),
+        ("0.5", "0.3"),
+    ],
 )
 def test_a_damaged_row_is_refused_and_left_alone(tmp_path, old, new):
     path, table = tmp_path / "t.csv", results_table(outcomes(), "vit")

@@ -14,6 +14,7 @@ from vitsal.guides import GradientRolloutGuide, RolloutGuide
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.baselines import CenterGuide, RandomGuide
+from vitsal.jobs.sealed import read_sealed, write_sealed
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
 from vitsal.reduction.drop import forward_kept, keep_patches
@@ -161,6 +162,19 @@ def test_saved_and_loaded_it_says_the_same(tiny_vit, images, student, tmp_path, 
     AcceleratedViT(tiny_vit, None, Reduction(merge="1")).save_pretrained(tmp_path / "fast")  # over what is there
     assert AcceleratedViT.from_pretrained(tmp_path / "fast").reduction == Reduction(merge="1")
     assert not (tmp_path / "fast" / "student").exists()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lacking", [{"rest"}, {"soften", "rest"}])
+def test_a_folder_of_before_there_were_all_levers_is_loaded(tiny_vit, images, student, tmp_path, lacking):
+    fast = AcceleratedViT(tiny_vit, student, Reduction(0.5, "2"))
+    fast.save_pretrained(tmp_path)
+    config = read_sealed(tmp_path / "accelerated.json", "")
+    config["reduction"] = {name: value for name, value in config["reduction"].items() if name not in lacking}
+    write_sealed(tmp_path / "accelerated.json", config)
+    again = AcceleratedViT.from_pretrained(tmp_path)
+    assert again.reduction == fast.reduction
+    assert torch.equal(again(images), fast(images))
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class Explanation(NamedTuple):
         logits: (B, classes).
         saliency: the guide's map, (B, gh, gw); None where all patches are kept and no guide is asked.
         tokens: number of the token that each patch of the target's grid has become part of, (B, gh', gw'): patches of
-            one number were merged, -1 was dropped. Numbers count prefix tokens, which come first.
+            one number were merged, or shown as one, -1 was dropped. Numbers count prefix tokens, which come first.
     """
 
     logits: Tensor
@@ -59,8 +59,8 @@ class AcceleratedViT(nn.Module):
         target: a timm ViT in eval mode.
         guide: a student, or any guide: maps the target's images to saliency, (B, 3, H, W) -> (B, gh, gw). None where
             all patches are kept.
-        reduction: fraction of patches kept, in (0, 1]; or a `vitsal.Reduction`, which can also merge tokens and show
-            the target smaller images. Where all patches are kept no guide is asked.
+        reduction: fraction of patches kept, in (0, 1]; or a `vitsal.Reduction`, which can also show the others
+            coarsely, merge tokens and show the target smaller images. Where all patches are kept no guide is asked.
         merge: tokens that each block merges away, beside a keep ratio (`vitsal.reduction.merge_schedule`).
 
     Raises:
@@ -108,7 +108,7 @@ class AcceleratedViT(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens of a batch after the last block and norm, as timm has it: (B, 3, H, W) -> (B, N, C).
 
-        Prefix tokens come first; of the patches those that are kept, and merged ones as one.
+        Prefix tokens come first; of the patches those that are kept, the coarse ones, and merged ones as one.
         """
         with reduced(self._seen, images_seen := self._resize(images), self.reduction, self._ask(images)):
             return self._seen.forward_features(images_seen)
@@ -181,7 +181,7 @@ class AcceleratedViT(nn.Module):
         target = load_model(f"local-dir:{folder / TARGET}", device=device)
         student = load_student(folder / STUDENT, device) if STUDENT in config["weights"] else None
         loaded = cls(target, student, Reduction.from_columns(**config["reduction"])).to(getattr(torch, config["type"]))
-        if loaded._configuration != config:
+        if loaded._configuration != config | {"reduction": loaded.reduction.columns}:  # an older one tells fewer levers
             raise UserError(f"{folder} is damaged: target and student are not those that {CONFIG} tells of.")
         return loaded
 
