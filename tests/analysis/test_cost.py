@@ -30,6 +30,7 @@ COLUMNS = [
     "merge",
     "input_size",
     "soften",
+    "rest",
     "batch_size",
     "precision",
     "device",

@@ -1,5 +1,7 @@
 """Operating points: counted right, chosen by the target's own answers, told in a card."""
 
+import statistics
+
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +12,14 @@ from vitsal.analysis.cost import count_operations
 from vitsal.data.images import Batch
 from vitsal.errors import UserError
 from vitsal.experiments import acceleration
-from vitsal.experiments.acceleration import accelerate, all_reductions, choose_reduction, model_card, operating_points
+from vitsal.experiments.acceleration import (
+    accelerate,
+    all_reductions,
+    choose_reduction,
+    count_reductions,
+    model_card,
+    operating_points,
+)
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.adapters import StudentGuide
 from vitsal.guides.baselines import CenterGuide
@@ -28,24 +37,28 @@ def test_all_that_is_tried_of_deit_tiny():
     assert {reduction.merge for reduction in tried} == {"0", *constant, "13-", "16-", *late}
     sides = {reduction.input_size and reduction.input_size[0] for reduction in tried}
     assert sides == {None, 192, 176, 160, 144, 128}
-    assert len(set(tried)) == len(tried) == 8 * 18 * 6 + 2 * (8 * 18 * 6 - 18)  # softened where patches are fewer
+    dropped, coarse = 8 * 18 * 6, 5 * 7 * 4
+    assert len(set(tried)) == len(tried) == dropped + coarse + 2 * (dropped - 18 + coarse)  # softened where fewer
     assert {reduction.soften for reduction in tried} == {"0", "1", "1-"}
+    assert {one.input_size and one.input_size[0] for one in tried if one.coarse} == {None, 192, 160, 128}
+    assert {one.merge for one in tried if one.coarse} == {"0", *late}
     assert {reduction.keep_ratio for reduction in all_reductions(model, guided=False)} == {1.0}
     softened = all_reductions(model, guided=True, softenings=["1-"])
-    assert len(softened) == 8 * 18 * 6
+    assert len(softened) == dropped + coarse
     assert all(one.softens == (one.guided or one.input_size is not None) for one in softened)
 
 
-def test_a_target_that_cannot_merge_has_its_other_levers():
+def test_a_target_that_can_neither_merge_nor_mix_sizes_has_its_other_levers():
     tried = all_reductions(FAMILIES["EVA-02"].load(), guided=True)
-    assert {reduction.merge for reduction in tried} == {"0"}
+    assert {(reduction.merge, reduction.rest) for reduction in tried} == {("0", "dropped")}
     assert len({reduction.input_size for reduction in tried}) > 1
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Fewer ways to try, which takes a tenth of the time."""
-    for name, values in {"RATIOS": (1.0, 0.7, 0.5), "SIDES": (10 / 14,), "MERGED": (0.3, 0.8)}.items():
+    fewer = {"RATIOS": (1.0, 0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (10 / 14,), "MERGED": (0.3, 0.8)}
+    for name, values in fewer.items():
         monkeypatch.setattr(acceleration, name, values)
 
 
@@ -67,6 +80,17 @@ def test_points_are_counted_with_their_guide(tiny_vit, monkeypatch):
     assert points.keys() < operating_points(tiny_vit, guide, 1.5, progress=False).keys()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_what_is_past_every_speed_is_not_counted(tiny_vit):
+    tried = all_reductions(tiny_vit, guided=True, softenings=["0", "1-"])
+    counted = count_reductions(tiny_vit, tried, progress=False)
+    for least in (statistics.median_low(counted.values()), max(counted.values())):
+        found = count_reductions(tiny_vit, tried, least=least, progress=False)
+        assert found.items() < counted.items()
+        assert all(counted[reduction] < least for reduction in counted.keys() - found)
+
+
 @pytest.mark.usefixtures("few")
 def test_a_speed_up_that_nothing_reaches(tiny_vit):
     with pytest.raises(
@@ -81,6 +105,7 @@ def test_the_one_that_changes_answers_least_comes_first(tiny_vit):
     points = {
         Reduction(0.25): 3.0,
         Reduction(0.25, soften="1-"): 3.0,
+        Reduction(0.25, rest="coarse"): 1.9,
         Reduction(0.9): 1.1,
         Reduction(merge="2"): 1.5,
         Reduction(input_size=(48, 48)): 1.7,
@@ -90,7 +115,7 @@ def test_the_one_that_changes_answers_least_comes_first(tiny_vit):
     assert list(table) == [*Reduction().columns, "operations", "n", "same", "kl"]
     assert table.kl.is_monotonic_increasing
     for row in table.itertuples():
-        reduction = Reduction.from_columns(row.keep_ratio, row.merge, row.input_size, row.soften)
+        reduction = Reduction.from_columns(row.keep_ratio, row.merge, row.input_size, row.soften, row.rest)
         fast = AcceleratedViT(tiny_vit, guide, reduction)
         assert row.kl == pytest.approx(divergence(fast(images), tiny_vit(images)).mean().item(), rel=1e-4)
         assert row.same == pytest.approx((fast(images).argmax(1) == tiny_vit(images).argmax(1)).float().mean().item())
@@ -116,21 +141,23 @@ def test_card_tells_all():
         "merge": "8",
         "input_size": "own",
         "soften": "1",
+        "rest": "coarse",
         "operations": 2.345,
         "n": 30,
         "same": 0.9,
         "kl": 0.1,
     }
-    levers = {key: [chosen[key]] for key in ("keep_ratio", "merge", "input_size", "soften")}
+    levers = {key: [chosen[key]] for key in ("keep_ratio", "merge", "input_size", "soften", "rest")}
     measured = {"guide": ["student"], "median_s": [0.25], "images_per_s": [128.0], "speedup": [1.9], "limit": [2.3]}
     cost = pd.DataFrame({**levers, **measured, "batch_size": [32], "device": ["cpu"]})
     accuracy = pd.DataFrame(
         {**levers, "n": [500], "correct": [390], "top1": [0.78], "ci_low": [0.74], "ci_high": [0.81]}
     )
     card = model_card("some_vit", chosen, cost, accuracy, "vitsal accelerate --speed-up 2.3")
-    for told in ("# some_vit, 2.35 times fewer", "keep ratio 0.7; merge 8; input size own; soften 1", "on 30 images",
-                 "90.0%",
-                 "| 0.7 | 8 | own | 1 | 500 | 390 | 0.78 | 0.74 | 0.81 |", "`vitsal accelerate --speed-up 2.3`",
-                 "| 32 | student | 0.7 | 8 | own | 1 | 0.25 | 128 | 1.9 | 2.3 | cpu |"):  # fmt: skip
+    for told in ("# some_vit, 2.35 times fewer", "keep ratio 0.7; merge 8; input size own; soften 1; rest coarse",
+                 "on 30 images", "90.0%",
+                 "| 0.7 | 8 | own | 1 | coarse | 500 | 390 | 0.78 | 0.74 | 0.81 |",
+                 "`vitsal accelerate --speed-up 2.3`",
+                 "| 32 | student | 0.7 | 8 | own | 1 | coarse | 0.25 | 128 | 1.9 | 2.3 | cpu |"):  # fmt: skip
         assert told in card
     assert "not tried on labelled images" in model_card("some_vit", chosen, cost, None, "")

@@ -102,6 +102,7 @@ def test_reductions_that_the_target_does_not_allow(tiny_vit, dataset, guides):
     for reduction, said in [
         (Reduction(1.0, "9 9"), "Tokens to merge"),
         (Reduction(1.0, "0", (30, 30)), "no whole number"),
+        (Reduction(0.5, "0", (48, 48), rest="coarse"), "3 x 3 patches here, and only even numbers"),
     ]:
         with pytest.raises(UserError, match=said):
             drop_curve(tiny_vit, guides, dataset, (reduction,), progress=False)
@@ -121,6 +122,7 @@ def test_table(tiny_vit, dataset, guides):
             "merge",
             "input_size",
             "soften",
+            "rest",
             "n",
             "correct",
             "top1",

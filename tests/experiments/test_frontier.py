@@ -21,6 +21,7 @@ from vitsal.experiments.frontier import (
     Point,
     candidate_points,
     frontier_points,
+    kept_points,
     measure_frontier,
     measured_speedups,
     ways_of,
@@ -39,7 +40,8 @@ SPEEDS = (1.5, 2.0)
 @pytest.fixture
 def few(monkeypatch):
     """Fewer ways to try, which takes a tenth of the time."""
-    for name, values in {"RATIOS": (1.0, 0.7, 0.5), "SIDES": (12 / 14, 10 / 14), "MERGED": (0.3, 0.8)}.items():
+    fewer = {"RATIOS": (1.0, 0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (12 / 14, 10 / 14), "MERGED": (0.3, 0.8)}
+    for name, values in fewer.items():
         monkeypatch.setattr(acceleration, name, values)
     monkeypatch.setattr("vitsal.experiments.frontier.SLACK", 0.3)
 
@@ -72,8 +74,14 @@ def test_ways(reduction, ways):
 
 
 def test_points_come_back_from_their_columns():
+    for rest in ("dropped", "coarse"):
+        point = Point("student", 2.5, Reduction(0.5, "8@6", (32, 48), "1-", rest), 2.53, 0.25)
+        assert Point.from_columns(**point.columns) == point
+
+
+def test_points_of_before_there_were_coarse_patches_come_back():
     point = Point("student", 2.5, Reduction(0.5, "8@6", (32, 48), "1-"), 2.53, 0.25)
-    assert Point.from_columns(**point.columns) == point
+    assert Point.from_columns(**{name: value for name, value in point.columns.items() if name != "rest"}) == point
 
 
 @pytest.mark.usefixtures("few")
@@ -81,7 +89,8 @@ def test_candidates_cost_what_they_say_guide_included(tiny_vit, guides):
     image, found = torch.zeros(1, 3, 64, 64), candidate_points(tiny_vit, guides, SPEEDS)
     whole = count_operations(lambda: tiny_vit(image))
     assert {point.way for point in found} == {*RIVALS, *guides}
-    for point in found[::5]:
+    assert {point.way for point in found if point.reduction.coarse} == {*guides}
+    for point in [*found[::5], *(point for point in found if point.reduction.coarse)]:
         fast = AcceleratedViT(tiny_vit, guides.get(point.way), point.reduction)
         assert point.operations == pytest.approx(whole / count_operations(lambda fast=fast: fast(image)))
         assert point.speed <= point.operations <= 1.3 * point.speed
@@ -136,6 +145,19 @@ def test_each_round_judges_the_best_of_the_one_before(tiny_vit, guides, photos, 
     assert different  # both rounds have a say
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_coarse_patches_are_chosen_and_kept(tiny_vit, guides, photos, tmp_path, monkeypatch):
+    """Where guides have nothing else."""
+    monkeypatch.setattr(acceleration, "RATIOS", (1.0,))
+    images = MixedImages([open_data(photos, model_transform(tiny_vit))])
+    chosen = kept_points(tmp_path / "front", tiny_vit, guides, images, SPEEDS)
+    assert {point.way for point in chosen if point.reduction.coarse} == {*guides}
+    assert {point.reduction.coarse for point in chosen if point.way in guides} == {True}
+    monkeypatch.setattr("vitsal.experiments.frontier.frontier_points", None)
+    assert kept_points(tmp_path / "front", tiny_vit, guides, images, SPEEDS) == chosen
+
+
 def test_a_guide_with_the_name_of_what_needs_none(tiny_vit):
     with pytest.raises(UserError, match="'no guide' is what is done without a guide"):
         frontier_points(tiny_vit, {UNGUIDED: RandomGuide((4, 4))}, [])
@@ -153,6 +175,7 @@ def test_measured_as_the_pieces_by_hand(tiny_vit, guides, photos):
     points = [
         Point("student", 2.0, Reduction(0.5, "1"), 2.1, 0.3),
         Point("random", 2.0, Reduction(0.5, "1"), 2.2, 0.4),
+        Point("random", 1.5, Reduction(0.5, "1@1", rest="coarse"), 1.6, 0.1),
         Point(MERGING, 2.0, Reduction(merge="2"), 2.0, 0.2),
         Point(UNGUIDED, 2.0, Reduction(input_size=(48, 48)), 2.05, 0.25),
     ]

@@ -107,6 +107,8 @@ def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):
             "keep 0.5, merge 4, 80 x 80 px, soften 1.5",
             Reduction(0.5, "4", (80, 80), "1.5"),
         ),
+        (Reduction(0.5, rest="coarse"), "keep 0.5, rest coarse", Reduction(0.5, rest="coarse")),
+        (Reduction(1.0, "8", rest="coarse"), "keep 1.0, merge 8", Reduction(1.0, "8")),  # there is no rest
         (Reduction(1.0, "16-", (160, 192)), "keep 1.0, merge 16-, 160 x 192 px", Reduction(1.0, "16-", (160, 192))),
     ],
 )
@@ -197,3 +199,6 @@ def test_refusals(target, scenes):
     for schedule in (-1, 10, float("nan"), "x", True):
         with pytest.raises(UserError, match="Softening of attention is a number"):
             Reduction(0.5, soften=schedule)
+    for rest in ("corse", "", None, True):
+        with pytest.raises(UserError, match=r"Unknown rest .* Known: dropped, coarse\."):
+            Reduction(1.0, rest=rest)
