@@ -110,9 +110,9 @@ def pipeline_cost(
 
     Returns:
         One row per guide and reduction after the untouched target's (guide "none", keep ratio 1). Columns: guide,
-        keep_ratio, merge, input_size, soften, batch_size, precision, device; median_s, fastest_s, slowest_s, per batch;
-        images_per_s, from the median; gflop_per_image, guide included; speedup, the untouched target's time over this
-        one's in the same round, median over rounds, with its 25 % and 75 % quantiles speedup_low and speedup_high;
+        keep_ratio, merge, input_size, soften, rest, batch_size, precision, device; median_s, fastest_s, slowest_s, per
+        batch; images_per_s, from the median; gflop_per_image, guide included; speedup, the untouched target's time over
+        this one's in the same round, median over rounds, with its 25 % and 75 % quantiles speedup_low and speedup_high;
         limit, the speed-up if time went as operations do; share_of_limit, speedup / limit.
 
     Raises:

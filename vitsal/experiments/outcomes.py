@@ -59,7 +59,8 @@ class Outcomes:
 def summarize(outcomes: Outcomes, target: str) -> pd.DataFrame:
     """One row per guide and reduction: number of images, accuracy (top1, a fraction), and its 95 % Wilson interval.
 
-    Where nothing is merged, merge is "none", and so is soften; the target's own input size is "own".
+    Where nothing is merged, merge is "none", and so is soften; the target's own input size is "own"; what is not kept
+    is "dropped" or "coarse" (rest).
 
     Raises:
         UserError: there are no outcomes.
