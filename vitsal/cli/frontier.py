@@ -41,8 +41,9 @@ def frontier(
 ) -> None:
     """How right a target still is at every speed, for each guide and without one; as a table and a slide.
 
-    Patches dropped, tokens merged, smaller images, all together: for each guide and speed the way that changes the
-    target's answers least is chosen on some images, and its accuracy reported on others. Killed, it goes on.
+    Patches dropped or shown coarsely, tokens merged, smaller images, all together: for each guide and speed the way
+    that changes the target's answers least is chosen on some images, and its accuracy reported on others. Killed, it
+    goes on.
     """
     names = [check_choice("guide", name.strip(), GUIDES) for name in guide.split(",")]
     explained = options.explain_options(names, head_fusion=head_fusion, discard_ratio=discard_ratio, block=block)

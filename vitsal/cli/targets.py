@@ -110,8 +110,9 @@ def accelerate(
 ) -> None:
     """Make one module of target and student that is so many times cheaper, and changes the target's answers least.
 
-    Patches dropped, tokens merged, smaller images, and all together: of those that come to this speed-up by count of
-    operations the best is chosen by the target's own answers, and timed. Python: vs.AcceleratedViT.from_pretrained.
+    Patches dropped or shown coarsely, tokens merged, smaller images, and all together: of those that come to this
+    speed-up by count of operations the best is chosen by the target's own answers, and timed. Python:
+    vs.AcceleratedViT.from_pretrained.
     """
     check_number("speed-up", speed_up, 1, 1_000, open_end="low")
     places = [options.data_path(source) for source in (*data, test_data or "")]
