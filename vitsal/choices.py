@@ -156,6 +156,7 @@ class TuningSettings:
             takes what suits the target (`vitsal.tuning.Lessons`).
         soften: how attention is softened for fewer patches (`vitsal.Reduction`), in these lessons; None takes "1-"
             where the target allows it.
+        rests: what becomes of patches that are not kept (`vitsal.Reduction`), of these one in each lesson.
         shares: of the lessons in which patches are dropped, tokens merged, and images smaller.
         limit: number of images of each data set, spread evenly; None takes all.
         seed: of order and lessons.
@@ -173,6 +174,7 @@ class TuningSettings:
     merges: tuple[str, ...] | None = None
     sizes: tuple[tuple[int, int], ...] | None = None
     soften: str | None = None
+    rests: tuple[str, ...] = RESTS[:1]
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
     limit: int | None = None
     seed: int = 0
@@ -186,5 +188,7 @@ class TuningSettings:
             check_number("share of lessons", share, 0, math.inf, open_end="high")
         if len(self.shares) != 3 or not sum(self.shares):
             raise UserError(f"Shares of lessons are three, one above 0; got {self.shares}.")
+        for rest in self.rests:
+            check_choice("rest", rest, RESTS)
         check_number("learning rate", self.learning_rate, 0, math.inf, open_end="low")
         check_number("weight of whole images", self.whole, 0, math.inf, open_end="high")

@@ -225,6 +225,7 @@ BAD = {
         "merge": MERGE,
         "input_size": INPUT,
         "soften": SOFTEN,
+        "rest": REST[:-1],  # lessons are on the target's own grid
         "shares": ["", ",", "x", "1", "1,1", "0,0,0", "1,1,-1", "1,1,nan", "1,1,inf", "1,1,1,1", DIGITS, "True,1,1"],
         "num_workers": WHOLE,
         "seed": SEED,

@@ -1,6 +1,7 @@
 """What a target practises on: drawn anew for each step, and the same whenever it is drawn."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,15 @@ def test_draws_hold_to_their_shares():
     assert all(lesson.noise == 0 and lesson.reduction.keep_ratio == 1 for lesson in drawn if not lesson.guide)
 
 
+def test_what_is_not_kept_is_dropped_or_coarse_as_was_asked(tiny_vit):
+    plain = [Lessons(("a",), (), (), shares=(1, 0, 0)).draw(step) for step in range(200)]
+    both = [Lessons(("a",), (), (), shares=(1, 0, 0), rests=("dropped", "coarse")).draw(step) for step in range(200)]
+    counted = Counter(lesson.reduction.rest for lesson in both)
+    assert counted["coarse"] == pytest.approx(100, abs=35)  # but once in a million times
+    assert [one._replace(reduction=replace(one.reduction, rest="dropped")) for one in both] == plain
+    assert Lessons.for_model(tiny_vit, ["random"], TuningSettings(rests=("coarse",))).rests == ("coarse",)
+
+
 def test_what_was_asked_for_takes_the_place_of_what_suits(tiny_vit):
     asked = TuningSettings(merges=("1",), sizes=((48, 48),), shares=(0, 1, 0), keep_ratios=(0.5, 0.6))
     lessons = Lessons.for_model(tiny_vit, ["random"], asked)
@@ -84,6 +94,7 @@ def test_what_was_asked_for_takes_the_place_of_what_suits(tiny_vit):
         ({"merges": ("x",)}, "Tokens to merge"),
         ({"sizes": ((50, 50),)}, "no whole number of patches"),
         ({"soften": "11"}, "Softening of attention is a number"),
+        ({"rests": ("fine",)}, "Unknown rest 'fine'"),
         ({"merges": (), "shares": (0, 1, 0)}, "There is nothing to practise"),
     ],
 )

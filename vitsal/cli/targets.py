@@ -51,6 +51,7 @@ def tune_target(
         str | None, typer.Option(help="As drop-curve has it; by default 8, 10 and 12 fourteenths of the patches.")
     ] = None,
     soften: options.Soften = None,
+    rest: Annotated[str, typer.Option(help=options.REST_HELP)] = ",".join(TuningSettings.rests),
     shares: Annotated[
         str, typer.Option(help="Of the lessons: patches dropped, tokens merged, smaller images.")
     ] = ",".join(map(str, TuningSettings.shares)),
@@ -70,6 +71,7 @@ def tune_target(
         parameters=tuple(pattern.strip() for pattern in parameters.split(",")), shares=options.parse_values(shares),
         keep_ratios=options.parse_values(keep), merges=merge and tuple(part.strip() for part in merge.split(",")),
         sizes=input_size and tuple(options.parse_input_sizes(input_size)), soften=soften,
+        rests=tuple(part.strip() for part in rest.split(",")),
     )  # fmt: skip
     places = [options.data_path(source) for source in data]
     check_output_folder(output, *places, options.model_path(target), student, within=True)

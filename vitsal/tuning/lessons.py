@@ -43,6 +43,7 @@ class Lessons:
         keep_ratios: lowest and highest.
         shares: of dropping, merging, and smaller images.
         soften: how attention is softened for fewer patches and smaller images (`vitsal.Reduction`).
+        rests: what becomes of patches that are not kept.
         seed: of what is drawn.
 
     Raises:
@@ -55,6 +56,7 @@ class Lessons:
     keep_ratios: tuple[float, float] = TuningSettings.keep_ratios
     shares: tuple[float, float, float] = TuningSettings.shares
     soften: str = "0"
+    rests: tuple[str, ...] = TuningSettings.rests
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class Lessons:
     def for_model(cls, model: nn.Module, guides: Iterable[str], settings: TuningSettings) -> Lessons:
         """The lessons that were asked for; where nothing was, what suits the grid and the depth of a model.
 
-        UserError for a size, a schedule or a softening that the model does not allow.
+        UserError for a size, a schedule, a softening or a rest that the model does not allow.
         """
         counts = merge_counts(model, MERGED)
         merges = (*map(str, counts), f"{counts[-1]}-") if counts else ()
@@ -77,9 +79,12 @@ class Lessons:
         for reduction in [
             *(Reduction(merge=merge) for merge in merges),
             *(Reduction(input_size=size) for size in sizes),
+            *(Reduction(max(settings.keep_ratios), rest=rest) for rest in settings.rests),
         ]:
             check_reduction(resized(model, reduction.input_size), reduction)
-        return cls(tuple(guides), sizes, merges, settings.keep_ratios, settings.shares, soften, settings.seed)
+        return cls(
+            tuple(guides), sizes, merges, settings.keep_ratios, settings.shares, soften, settings.rests, settings.seed
+        )
 
     @property
     def _shares(self) -> dict[str, float]:
@@ -96,7 +101,8 @@ class Lessons:
         if kind == "merge":
             return Lesson(Reduction(merge=dice.choice(self.merges)))
         ratio = math.exp(dice.uniform(*map(math.log, self.keep_ratios)))
-        return Lesson(Reduction(round(ratio, 3), soften=self.soften), dice.choice(self.guides), dice.choice(NOISE))
+        guide, noise, rest = dice.choice(self.guides), dice.choice(NOISE), dice.choice(self.rests)
+        return Lesson(Reduction(round(ratio, 3), soften=self.soften, rest=rest), guide, noise)
 
 
 def noisy_ranking(saliency: Tensor, noise: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class _Teaching(Steps):
         if student.grid_size != (grid := grid_size(target)):
             raise UserError(f"The student's grid is {student.grid_size}, the target's is {grid}; take one of its grid.")
         soften = softening_of(target, settings.soften)
-        lessons = Lessons(("guide",), (), (), settings.keep_ratios, (1, 0, 0), soften, settings.seed)
+        lessons = Lessons(("guide",), (), (), settings.keep_ratios, (1, 0, 0), soften, seed=settings.seed)
         number = settings.epochs * images.steps(settings.batch_size)
         learner = deepcopy(student).requires_grad_(True)
         super().__init__(learner, target, images, {"guide": guide}, lessons, settings, number, accelerator)
