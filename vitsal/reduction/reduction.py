@@ -15,7 +15,7 @@ from vitsal.errors import UserError, check_choice, check_number
 from vitsal.models.pixels import fit_grid, resize
 from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size
-from vitsal.reduction.coarse import Coarse, check_coarse, coarsen_patches, patches_of, top_k_cells
+from vitsal.reduction.coarse import Coarse, check_coarse, coarsen_patches, top_k_cells
 from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import Merged, merge_tokens, plain_merging
@@ -141,11 +141,17 @@ def allows(model: nn.Module, reduction: Reduction) -> bool:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a model is shown in `reduced`: patches in `keep`, (B, K), or all; which coarsely; how tokens were merged."""
+    """What a model is shown in `reduced`: all patches, or those in `keep`, (B, K); some coarsely; how they merge."""
 
     keep: Tensor | None
     coarse: Coarse | None
     merged: Merged | None
+
+    def count(self, patches: int) -> int:
+        """How many patch tokens the first block sees of so many patches."""
+        if self.coarse:
+            return self.coarse.num_tokens
+        return patches if self.keep is None else self.keep.shape[1]
 
     def laid_on(self, tokens: Tensor, num_prefix_tokens: int) -> Tensor:
         """Number of the token that each patch became part of, after a forward pass: (B, P) of -1 -> (B, P).
@@ -154,8 +160,8 @@ class Shown:
         """
         batch, patches = tokens.shape
         everything = torch.arange(patches, device=tokens.device).expand(batch, -1)
-        keep = everything if self.keep is None or self.coarse else self.keep
-        entered = self.coarse.tokens if self.coarse else torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+        keep = everything if self.keep is None else self.keep
+        entered = self.coarse.tokens if self.coarse else everything[:, : keep.shape[1]]
         own = num_prefix_tokens + entered if self.merged is None else self.merged.groups.gather(1, entered)
         return tokens.scatter(1, keep, own)
 
@@ -171,25 +177,22 @@ def reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Te
         UserError: patches are to be chosen without saliency, or the model does not allow it (`check_reduction`).
     """
     keep = coarse = merged = None
-    grid = grid_size(model, images)
-    seen = math.prod(grid)
+    grid, ratio = grid_size(model, images), reduction.keep_ratio
     with ExitStack() as stack:
         if reduction.guided:
             if saliency is None:
-                raise UserError(f"To keep {reduction.keep_ratio:g} of the patches takes saliency; got none.")
+                raise UserError(f"To keep {ratio:g} of the patches takes saliency; got none.")
             laid = fit_grid(saliency[:, None], grid)[:, 0]
             if reduction.coarse:
-                cells = top_k_cells(laid, reduction.keep_ratio)
-                coarse = stack.enter_context(coarsen_patches(model, cells, grid))
-                keep, seen = patches_of(cells, grid), coarse.num_tokens
+                coarse = stack.enter_context(coarsen_patches(model, top_k_cells(laid, ratio), grid))
             else:
-                stack.enter_context(keep_patches(model, keep := top_k_patches(laid, reduction.keep_ratio)))
-                seen = keep.shape[1]
+                stack.enter_context(keep_patches(model, keep := top_k_patches(laid, ratio)))
         if reduction.merges:
             merged = stack.enter_context(merge_tokens(model, reduction.merge))
+        shown = Shown(keep, coarse, merged)
         if reduction.softens:
-            stack.enter_context(soften_attention(model, seen, reduction.soften))
-        yield Shown(keep, coarse, merged)
+            stack.enter_context(soften_attention(model, shown.count(math.prod(grid)), reduction.soften))
+        yield shown
 
 
 def forward_reduced(model: nn.Module, images: Tensor, reduction: Reduction, saliency: Tensor | None = None) -> Tensor:
