@@ -15,6 +15,7 @@ import torch
 
 from vitsal.analysis.cost import count_operations
 from vitsal.analysis.faithfulness import score_table
+from vitsal.analysis.intervals import Interval, difference
 from vitsal.experiments.frontier import RIVALS
 from vitsal.experiments.outcomes import (
     Outcomes,
@@ -22,7 +23,6 @@ from vitsal.experiments.outcomes import (
     read_outcomes,
     recovered_share,
     summarize,
-    with_levers,
 )
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
@@ -86,6 +86,8 @@ REDUCTIONS = [
     Reduction(1.0, "8", (160, 160)),
     Reduction(0.7, "8", (160, 160)),
 ]
+DROPPED = Reduction(0.4, soften="1-")  # 78 of 196 tokens
+COARSE = Reduction(0.2, soften="1-", rest="coarse")  # 79: four of each of ten cells, one of each other
 SIZES = (192, 160, 144, 128, 112)  # pixels of a smaller image
 
 
@@ -115,7 +117,7 @@ def difference_rows(outcomes: Outcomes) -> list[str]:
     rows = []
     for guide in AGAINST_CENTER:
         found = [paired_difference(outcomes, guide, "center", ratio) for ratio in RATIOS]
-        values = ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in part)) for part in found]
+        values = [in_points(part) for part in found]
         rows.append(f"| {' | '.join([NAMES[guide], *values])} |")
     return rows
 
@@ -183,13 +185,36 @@ def lessons_differences(data: str) -> list[str]:
     rows, (first, *others) = [], LESSONS
     for guide, rival in ((first, "random"), *((other, first) for other in others)):
         found = [paired_difference(outcomes, guide, rival, how) for outcomes, how in lessons_cells(data)]
-        values = ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in part)) for part in found]
+        values = [in_points(part) for part in found]
         rows.append(f"| {' | '.join([f'{NAMES[guide]}, minus {NAMES[rival]}', *values])} |")
     return rows
 
 
+def coarse_rows() -> list[str]:
+    """Top-1 in % with as many tokens, the rest dropped and coarse; what that changes, and what is won over random."""
+    files = [read_outcomes(MEASURED / f"deit_tiny-{data}-coarse.parquet") for data in LEVERS]
+    rows = []
+    for guide in ("random", "rollout", "student convnet", "student narrow"):
+        values = []
+        for outcomes in files:
+            dropped, coarse = (outcomes.correct(guide, reduction) for reduction in (DROPPED, COARSE))
+            values += [
+                f"{100 * dropped.mean():.1f}",
+                f"{100 * coarse.mean():.1f}",
+                in_points(difference(coarse, dropped, 0)),
+            ]
+            ahead = [paired_difference(outcomes, guide, "random", reduction) for reduction in (DROPPED, COARSE)]
+            values += ["", ""] if guide == "random" else [in_points(part) for part in ahead]
+        rows.append(f"| {' | '.join([NAMES[guide], *values])} |")
+    return rows
+
+
+def in_points(found: Interval) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in found))
+
+
 def frontier_table(league: str) -> pd.DataFrame:
-    return with_levers(pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str}))
+    return pd.read_csv(MEASURED / f"{league}-nips2017-frontier.csv", dtype={"merge": str, "soften": str})
 
 
 def frontier_rows(league: str) -> list[str]:
@@ -261,6 +286,11 @@ def test_tables_of_lessons(data):
         assert line in README
 
 
+def test_table_of_the_coarse_rest():
+    for line in coarse_rows():
+        assert line in README
+
+
 @pytest.mark.parametrize("league", ["deit_tiny", "deit_tiny_tuned"])
 def test_table_of_the_frontier(league):
     for line in [*frontier_rows(league), *chosen_rows(league)]:
@@ -285,6 +315,7 @@ if __name__ == "__main__":
         print(f"\n{data}\n", *accuracy_rows(outcomes), whole_line(outcomes), *difference_rows(outcomes), sep="\n")
     for data in LEVERS:
         print(f"\nlessons, {data}\n", *lessons_rows(data), "", *lessons_differences(data), sep="\n")
+    print("\ncoarse\n", *coarse_rows(), sep="\n")
     for league in ("deit_tiny", "deit_tiny_tuned"):
         print(f"\nfrontier of {league}\n", *frontier_rows(league), "", *chosen_rows(league), sep="\n")
     print(
