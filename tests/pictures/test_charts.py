@@ -614,6 +614,17 @@ def test_fronts_side_by_side():
     assert (figure.get_suptitle(), figure.get_supxlabel()) == ("One sentence", "said below")
 
 
+def test_a_long_finding_has_two_lines_in_type_that_can_be_read():
+    finding = "Ahead of no guide and chance: " + "; ".join(f"student number {way} at 2.5 times fewer" for way in "ab")
+    figure = draw_fronts({"target": front_of(none=(0.8, 0.7))}, ["none"], finding, "said below")
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert figure.get_suptitle().count("\n") == 1
+    assert figure.get_suptitle().replace("\n", " ") == finding
+    assert figure._suptitle.get_fontsize() >= 18
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_names_of_curves_do_not_touch():
     top1 = {"none": (0.8, 0.700), "student": (0.8, 0.701), "random": (0.8, 0.702), "last": (0.8, 0.6)}
     figure = draw_fronts({"target": front_of(**top1)}, list(top1), "One sentence", "said below")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -209,7 +210,8 @@ def draw_fronts(fronts: Mapping[str, pd.DataFrame], ways: Sequence[str], title: 
         axis.set(title=heading, xlabel="times fewer operations")
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
     _name_curves(axes[0, -1], table[table.way.isin(ways)], styles)
-    figure.suptitle(title, fontsize=min(30, 1_350 / len(title)), weight="bold")
+    lines = wrap(title, 75)
+    figure.suptitle("\n".join(lines), fontsize=min(30, 1_350 / max(map(len, lines))), weight="bold")
     figure.supxlabel(note, fontsize=16)
     return figure
 
