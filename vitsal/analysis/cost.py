@@ -180,7 +180,6 @@ def student_cost(
     )
 
 
-@torch.inference_mode()
 def count_operations(function: Callable[[], object]) -> int:
     """Floating-point operations that torch counts in one call (a multiplication and an addition are two)."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:  # gradients would be followed, for nothing
