@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, each_of
 from helpers import traces
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitsal.analysis import cost as benchmark
 from vitsal.analysis.cost import (
@@ -44,6 +46,21 @@ def test_operations_of_a_linear_layer():
     """5 x 7 inputs, 11 outputs: 5 * 7 * 11 multiplications and as many additions."""
     layer = torch.nn.Linear(7, 11)
     assert count_operations(lambda: layer(torch.zeros(5, 7))) == 2 * 5 * 7 * 11
+
+
+@pytest.mark.parametrize("family", each_of(FAMILIES, ("ViT tiny", "EVA-02")))
+def test_operations_are_those_of_torchs_own_counter(family):
+    """Forward, with gradient rollout's way back, and in inference mode, where layers come to the counter whole."""
+    model, images = family.load(), torch.randn(2, 3, *family.size)
+    tasks = [lambda: model(images), lambda: torch.inference_mode()(model)(images)]
+    if model.num_classes:
+        tasks.append(lambda: GradientRolloutGuide(model)(images))
+    counted = [count_operations(task) for task in tasks]
+    model.requires_grad_(False)  # where it does, torch's counter trips over SigLIP's pooling
+    for task, operations in zip(tasks, counted, strict=True):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            task()
+        assert operations == counter.get_total_flops() > 0
 
 
 def operations_by_hand(model, num_tokens):
