@@ -14,7 +14,6 @@ from functools import cached_property
 import torch
 from timm.layers import PatchEmbed
 from timm.models.beit import Beit
-from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
@@ -23,7 +22,7 @@ from vitsal.models.pixels import resize
 from vitsal.models.tokens import grid_size
 from vitsal.reduction.drop import check_keep, gather_tokens
 from vitsal.reduction.keep import top_k_patches
-from vitsal.reduction.surgery import replaced
+from vitsal.reduction.surgery import before_blocks, replaced
 
 
 class Coarse:
@@ -122,24 +121,11 @@ def coarsen_patches(model: nn.Module, cells: Tensor, grid: tuple[int, int]) -> I
     """
     check_coarse(model, grid)
     coarse, pool = Coarse(cells, grid, model.num_prefix_tokens), model.pool
-    mix = _Mix(coarse, returns_indices=isinstance(model, Eva))
     with ExitStack() as stack:
         stack.enter_context(model.patch_embed.register_forward_hook(coarse._embed))
-        stack.enter_context(replaced(model, "patch_drop", mix))
+        stack.enter_context(before_blocks(model, coarse._mix))
         stack.enter_context(replaced(model, "pool", lambda tokens, *options: pool(coarse._spread(tokens), *options)))
         yield coarse
-
-
-class _Mix(nn.Module):
-    """Stands in for timm's PatchDropout, as what drops patches does."""
-
-    def __init__(self, coarse: Coarse, returns_indices: bool) -> None:
-        super().__init__()
-        self.coarse, self.returns_indices = coarse, returns_indices
-
-    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, None]:
-        mixed = self.coarse._mix(tokens)
-        return (mixed, None) if self.returns_indices else mixed
 
 
 def check_coarse(model: nn.Module, grid: tuple[int, int] | None = None) -> None:

@@ -8,12 +8,11 @@ from functools import cache, partial
 
 import torch
 from timm.models.beit import Beit
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
 from vitsal.reduction.keep import can_look
-from vitsal.reduction.surgery import replaced
+from vitsal.reduction.surgery import before_blocks, replaced
 
 
 @contextmanager
@@ -35,9 +34,8 @@ def keep_patches(model: nn.Module, keep: Tensor) -> Iterator[nn.Module]:
         stack.enter_context(hook(lambda m, args, tokens: check_keep(keep, tokens.shape[0], tokens.shape[1:-1].numel())))
         if isinstance(model, Beit):
             _keep_in_beit(model, keep, stack)
-        else:  # timm's own place for dropping patches: after the position embedding, before the first block
-            drop = _KeepPatches(keep, model.num_prefix_tokens, returns_indices=isinstance(model, Eva))
-            stack.enter_context(replaced(model, "patch_drop", drop))
+        else:
+            stack.enter_context(before_blocks(model, partial(_keep_tokens, keep, model.num_prefix_tokens), keep))
         yield model
 
 
@@ -58,21 +56,13 @@ def embed_once(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
         yield model
 
 
-class _KeepPatches(nn.Module):
-    """Stands in for timm's PatchDropout: keeps the given patches instead of random ones."""
-
-    def __init__(self, keep: Tensor, num_prefix_tokens: int, returns_indices: bool) -> None:
-        super().__init__()
-        self.keep, self.num_prefix_tokens, self.returns_indices = keep, num_prefix_tokens, returns_indices
-
-    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        kept = gather_tokens(tokens, _token_indices(self.keep, self.num_prefix_tokens))
-        return (kept, self.keep) if self.returns_indices else kept  # Eva picks its rotary positions by the indices
-
-
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """(B, N, C) and (B, M) -> (B, M, C)."""
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _keep_tokens(keep: Tensor, num_prefix_tokens: int, tokens: Tensor) -> Tensor:
+    return gather_tokens(tokens, _token_indices(keep, num_prefix_tokens))
 
 
 def _token_indices(keep: Tensor, num_prefix_tokens: int) -> Tensor:

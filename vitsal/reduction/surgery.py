@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from timm.models.eva import Eva
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -21,6 +22,29 @@ def replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
         delattr(module, name)  # first: torch keeps modules apart from other attributes, and one may stand for the other
         if its_own:
             setattr(module, name, before)
+
+
+@contextmanager
+def before_blocks(model: nn.Module, change: Callable[[Tensor], Tensor], keep: Tensor | None = None) -> Iterator[None]:
+    """Inside this context the first block of `model` sees its tokens, (B, N, C) with their positions, after `change`.
+
+    That is timm's own place for dropping patches. `keep`: numbers of the patches that stay, (B, K), for positions that
+    must follow them; None where none must.
+    """
+    with replaced(model, "patch_drop", _Change(change, keep, returns_indices=isinstance(model, Eva))):
+        yield
+
+
+class _Change(nn.Module):
+    """Stands in for timm's PatchDropout: changes the tokens so, instead of dropping random ones."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], keep: Tensor | None, returns_indices: bool) -> None:
+        super().__init__()
+        self.change, self.keep, self.returns_indices = change, keep, returns_indices
+
+    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
+        changed = self.change(tokens)
+        return (changed, self.keep) if self.returns_indices else changed  # Eva picks rotary positions by the indices
 
 
 @contextmanager
