@@ -39,6 +39,7 @@ from .tokens import (
     grid_size as grid_size,
     input_size as input_size,
     model_transform as model_transform,
+    position_kind as position_kind,
     readout_options as readout_options,
 )
 from .weights import load_state as load_state, options_from as options_from, read_checkpoint as read_checkpoint

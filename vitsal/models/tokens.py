@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from timm.data import create_transform, resolve_model_data_config
+from timm.models.beit import Beit
 from torch import Tensor, nn
 
 
@@ -22,6 +23,13 @@ def grid_size(model: nn.Module, images: Tensor | None = None) -> tuple[int, int]
     if images is None:
         return tuple(model.patch_embed.grid_size)
     return tuple(model.patch_embed.dynamic_feat_size(images.shape[-2:]))
+
+
+def position_kind(model: nn.Module) -> str:
+    """How a model knows where patches lie: "absolute", from their tokens alone; "relative" or "rotary", from more."""
+    if isinstance(model, Beit):
+        return "relative"
+    return "absolute" if getattr(model, "rope", None) is None else "rotary"
 
 
 def default_readout(model: nn.Module) -> str:

@@ -13,13 +13,12 @@ from functools import cached_property
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models.beit import Beit
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from vitsal.errors import UserError
 from vitsal.models.pixels import resize
-from vitsal.models.tokens import grid_size
+from vitsal.models.tokens import grid_size, position_kind
 from vitsal.reduction.drop import check_keep, gather_tokens
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.surgery import before_blocks, replaced
@@ -137,8 +136,7 @@ def check_coarse(model: nn.Module, grid: tuple[int, int] | None = None) -> None:
             f"{name} has {rows} x {columns} patches here, and only even numbers of them can be shown coarsely, four as "
             "one. Choose another input size, or drop the rest."
         )
-    relative = isinstance(model, Beit) or getattr(model, "rope", None) is not None
-    if relative or not isinstance(model.patch_embed, PatchEmbed):
+    if position_kind(model) != "absolute" or not isinstance(model.patch_embed, PatchEmbed):
         raise UserError(
             f"The patches of {name} cannot be shown coarsely: that takes absolute positions and patches that are "
             "embedded alone. Drop the rest instead."

@@ -12,13 +12,13 @@ from functools import partial
 
 import torch
 from timm.layers import Attention
-from timm.models.beit import Beit
 from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vitsal.errors import UserError, quoted
+from vitsal.models.tokens import position_kind
 from vitsal.reduction.drop import gather_tokens
 from vitsal.reduction.surgery import replaced
 
@@ -232,9 +232,10 @@ def plain_merging(spec: int | str) -> str:
 
 def _check_mergeable(model: nn.Module) -> None:
     unknown = [block for block in model.blocks if (type(block), type(getattr(block, "attn", None))) not in MERGEABLE]
-    if isinstance(model, Beit):
+    positions = position_kind(model)
+    if positions == "relative":
         reason = "relative positions, and a merged token has no place that they could be relative to"
-    elif getattr(model, "rope", None) is not None:
+    elif positions == "rotary":
         reason = "rotary positions, and a merged token has no one place to be rotated to"
     elif unknown:
         reason = f"blocks of a kind that merging does not know ({_kind(unknown[0])})"
