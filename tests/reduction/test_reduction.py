@@ -88,6 +88,18 @@ def test_several_at_once_are_each_alone_in_the_order_asked(target, scenes):
         assert_close(logits, forward_reduced(resized(target, size), small, reduction, chosen))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("rests", "sides"), [(["dropped"], [112]), (["coarse", "dropped"], [112, 56])])
+def test_several_at_once_embed_images_once_whole_and_once_halved_if_asked(target, scenes, rests, sides):
+    saliency, seen = torch.rand(3, 14, 14, generator=torch.Generator().manual_seed(1)), []
+    asked = [(Reduction(ratio, rest=rest), saliency) for ratio in (0.25, 0.5, 0.75) for rest in rests]
+    alone = [forward_reduced(target, scenes, *one) for one in asked]
+    with target.patch_embed.proj.register_forward_hook(lambda conv, args, output: seen.append(args[0].shape[-1])):
+        together = forward_each({None: target}, scenes, [(Reduction(), None), *asked])[1:]
+    assert seen == sides
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
 def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):
     fast = AcceleratedViT(target, lambda images: pytest.fail("asked"), Reduction(merge="8"))
     fast(scenes)

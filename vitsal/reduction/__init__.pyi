@@ -7,6 +7,7 @@ from .coarse import (
 )
 from .drop import (
     check_keep as check_keep,
+    embed_halved as embed_halved,
     embed_once as embed_once,
     forward_kept as forward_kept,
     gather_tokens as gather_tokens,

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from vitsal.errors import UserError
-from vitsal.models.pixels import resize
 from vitsal.models.tokens import grid_size, position_kind
-from vitsal.reduction.drop import check_keep, gather_tokens
+from vitsal.reduction.drop import check_keep, embed_halved, gather_tokens
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.surgery import before_blocks, replaced
 
@@ -60,8 +59,7 @@ class Coarse:
         """After the embedding of all patches: those of the image at half its size."""
         images = args[0]
         check_keep(self.cells, images.shape[0], math.prod(self.grid) // 4)
-        half = resize(images, (images.shape[-2] // 2, images.shape[-1] // 2))
-        self._embedded = tokens.flatten(1, -2), embed.norm(embed.proj(half).flatten(2).mT)
+        self._embedded = tokens.flatten(1, -2), embed_halved(embed, images)
 
     def _mix(self, tokens: Tensor) -> Tensor:
         """After the positions, before the first block: (B, N, C), prefix tokens first, all patches -> both sizes."""

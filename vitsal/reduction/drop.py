@@ -11,6 +11,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from vitsal.errors import UserError
+from vitsal.models.pixels import resize
 from vitsal.reduction.keep import can_look
 from vitsal.reduction.surgery import before_blocks, replaced
 
@@ -49,11 +50,31 @@ def forward_kept(model: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
 def embed_once(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
     """Inside this context `model` runs on these images alone, (B, 3, H, W), and embeds their patches only once.
 
-    For many forward passes that differ only in the patches kept.
+    For many forward passes that differ only in the patches kept, or shown coarsely: those of the images at half their
+    size are embedded once too, when they are first asked for (`embed_halved`).
     """
-    embedded = model.patch_embed(images)
-    with replaced(model.patch_embed, "forward", lambda images: embedded):
+    with replaced(model.patch_embed, "forward", _Embedded(model.patch_embed, images)):
         yield model
+
+
+class _Embedded:
+    """Stands in for the forward pass of a patch embedding: what it has made of these images, whatever it is given."""
+
+    def __init__(self, embed: nn.Module, images: Tensor) -> None:
+        self.whole, self.halved = embed(images), cache(partial(_embed_halved, embed, images))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.whole
+
+
+def embed_halved(embed: nn.Module, images: Tensor) -> Tensor:
+    """Patches of images (B, 3, H, W) at half their size, as `embed` makes them of any: (B, P / 4, C)."""
+    return embed.forward.halved() if isinstance(embed.forward, _Embedded) else _embed_halved(embed, images)
+
+
+def _embed_halved(embed: nn.Module, images: Tensor) -> Tensor:
+    half = resize(images, (images.shape[-2] // 2, images.shape[-1] // 2))
+    return embed.norm(embed.proj(half).flatten(2).mT)
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -208,7 +208,8 @@ def forward_each(
 ) -> list[Tensor]:
     """Logits on images (B, 3, H, W) under each of several reductions, with the saliency (B, gh, gw) that each needs.
 
-    `models` are one model's twins by input size (`vitsal.models.resized`); each resizes and embeds images only once.
+    `models` are one model's twins by input size (`vitsal.models.resized`); each resizes and embeds images only once,
+    and only once at half their size.
     """
     found: dict[int, Tensor] = {}
     for size in dict.fromkeys(reduction.input_size for reduction, _ in asked):
