@@ -184,6 +184,11 @@ def test_nothing_merged_is_the_model_itself(family, model, pictures):
     assert merged.groups.tolist() == [list(range(family.prefix, family.prefix + patches))] * 3
 
 
+def test_tokens_are_laid_out_again_only_for_pools_that_read_patches(family, model):
+    with merge_tokens(model, 4):
+        assert ("pool" in vars(model)) == (family.readout == "patches")
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith(RELATIVE)])
 def test_other_positions_are_refused(name):
     model = FAMILIES[name].load()

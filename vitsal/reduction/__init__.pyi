@@ -47,4 +47,9 @@ from .soften import (
     soften_attention as soften_attention,
     soften_schedule as soften_schedule,
 )
-from .surgery import before_blocks as before_blocks, eval_mode as eval_mode, replaced as replaced
+from .surgery import (
+    before_blocks as before_blocks,
+    before_pooling as before_pooling,
+    eval_mode as eval_mode,
+    replaced as replaced,
+)

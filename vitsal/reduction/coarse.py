@@ -20,7 +20,7 @@ from vitsal.errors import UserError
 from vitsal.models.tokens import grid_size, position_kind
 from vitsal.reduction.drop import check_keep, embed_halved, gather_tokens
 from vitsal.reduction.keep import top_k_patches
-from vitsal.reduction.surgery import before_blocks, replaced
+from vitsal.reduction.surgery import before_blocks, before_pooling
 
 
 class Coarse:
@@ -117,11 +117,11 @@ def coarsen_patches(model: nn.Module, cells: Tensor, grid: tuple[int, int]) -> I
         UserError: a model or a grid that does not allow it (`check_coarse`); on running, cells that are none.
     """
     check_coarse(model, grid)
-    coarse, pool = Coarse(cells, grid, model.num_prefix_tokens), model.pool
+    coarse = Coarse(cells, grid, model.num_prefix_tokens)
     with ExitStack() as stack:
         stack.enter_context(model.patch_embed.register_forward_hook(coarse._embed))
         stack.enter_context(before_blocks(model, coarse._mix))
-        stack.enter_context(replaced(model, "pool", lambda tokens, *options: pool(coarse._spread(tokens), *options)))
+        stack.enter_context(before_pooling(model, coarse._spread))
         yield coarse
 
 

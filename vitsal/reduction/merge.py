@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from vitsal.errors import UserError, quoted
 from vitsal.models.tokens import position_kind
 from vitsal.reduction.drop import gather_tokens
-from vitsal.reduction.surgery import replaced
+from vitsal.reduction.surgery import before_pooling, replaced
 
 MERGEABLE = (Block, Attention), (EvaBlock, EvaAttention)
 
@@ -103,12 +103,12 @@ def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Itera
     """
     schedule = merge_schedule(schedule, len(model.blocks))
     _check_mergeable(model)
-    merged, pool = Merged(model.num_prefix_tokens), model.pool
+    merged = Merged(model.num_prefix_tokens)
     with ExitStack() as stack:
         stack.enter_context(model.blocks[0].register_forward_pre_hook(merged._start))
         for block, r in zip(model.blocks, schedule, strict=True):
             stack.enter_context(replaced(block, "forward", partial(_merging_forward, block, merged, r)))
-        stack.enter_context(replaced(model, "pool", lambda tokens, *options: pool(merged._unmerge(tokens), *options)))
+        stack.enter_context(before_pooling(model, merged._unmerge))
         yield merged
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from timm.models.eva import Eva
@@ -45,6 +45,18 @@ class _Change(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         changed = self.change(tokens)
         return (changed, self.keep) if self.returns_indices else changed  # Eva picks rotary positions by the indices
+
+
+@contextmanager
+def before_pooling(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside this context what pools over patches at the end of `model` sees its tokens, (B, N, C), after `change`.
+
+    A model that reads its class token alone is left as it is: it would not see what has become of others.
+    """
+    pool = model.pool
+    changed = replaced(model, "pool", lambda tokens, *options: pool(change(tokens), *options))
+    with nullcontext() if model.global_pool == "token" else changed:
+        yield
 
 
 @contextmanager
