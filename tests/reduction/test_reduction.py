@@ -19,7 +19,7 @@ from vitsal.models.sizes import resized
 from vitsal.reduction.drop import forward_kept, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import merge_schedule, merge_tokens
-from vitsal.reduction.reduction import Reduction, allows, as_reduction, forward_each, forward_reduced
+from vitsal.reduction.reduction import Reduction, allows, as_reduction, forward_each, forward_reduced, num_ranked
 from vitsal.reduction.soften import read_softening
 
 
@@ -185,6 +185,11 @@ def test_merging_by_its_plain_name_is_the_same_schedule_or_as_wrong(spelling):
             return str(error)
 
     assert schedule(Reduction(merge=spelling).merge) == schedule(spelling)
+
+
+def test_number_of_patches_or_cells_that_are_ranked(target):
+    assert num_ranked(target, Reduction(0.5)) == 14 * 14
+    assert num_ranked(target, Reduction(0.5, rest="coarse")) == 7 * 7
 
 
 def test_what_a_model_allows(target):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from dataclasses import replace
@@ -27,7 +26,7 @@ from vitsal.models.pixels import resize
 from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size, model_transform
 from vitsal.reduction.keep import shuffle_of
-from vitsal.reduction.reduction import Reduction, as_reduction, check_reduction, reduced
+from vitsal.reduction.reduction import Reduction, as_reduction, check_reduction, num_ranked, reduced
 from vitsal.students.student import Student, load_student, write_student
 
 CONFIG, CARD, TARGET, STUDENT = "accelerated.json", "README.md", "target", "student"  # what its folder holds
@@ -87,8 +86,7 @@ class AcceleratedViT(nn.Module):
         twin = resized(target, size)
         self.twin = None if twin is target else twin  # of another input size, with the very weights of the target
         check_reduction(self._seen, self.reduction)
-        cells = 4 if self.reduction.coarse else 1
-        shuffle_of(math.prod(grid_size(self._seen)) // cells)  # now, and not while the module is traced
+        shuffle_of(num_ranked(self._seen, self.reduction))  # now, and not while the module is traced
         self.training = self.inner.training = target.training
 
     @property

@@ -2,6 +2,7 @@ from .coarse import (
     Coarse as Coarse,
     check_coarse as check_coarse,
     coarsen_patches as coarsen_patches,
+    num_cells as num_cells,
     patches_of as patches_of,
     top_k_cells as top_k_cells,
 )
@@ -37,6 +38,7 @@ from .reduction import (
     check_reduction as check_reduction,
     forward_each as forward_each,
     forward_reduced as forward_reduced,
+    num_ranked as num_ranked,
     reduced as reduced,
 )
 from .soften import (

@@ -37,14 +37,14 @@ class Coarse:
     @cached_property
     def rest(self) -> Tensor:
         """Numbers of the cells that are shown coarsely, in ascending order, (B, C - K)."""
-        number = math.prod(self.grid) // 4
+        number = num_cells(self.grid)
         shown = torch.zeros(self.cells.shape[0], number, device=self.cells.device).scatter(1, self.cells, 1.0)
         return shown.argsort(dim=1, stable=True)[:, : number - self.cells.shape[1]]
 
     @property
     def num_tokens(self) -> int:
         """How many patch tokens the first block sees: four of each cell that is shown as it is, one of each other."""
-        return math.prod(self.grid) // 4 + 3 * self.cells.shape[1]
+        return num_cells(self.grid) + 3 * self.cells.shape[1]
 
     @property
     def tokens(self) -> Tensor:
@@ -58,7 +58,7 @@ class Coarse:
     def _embed(self, embed: nn.Module, args: tuple, tokens: Tensor) -> None:
         """After the embedding of all patches: those of the image at half its size."""
         images = args[0]
-        check_keep(self.cells, images.shape[0], math.prod(self.grid) // 4)
+        check_keep(self.cells, images.shape[0], num_cells(self.grid))
         self._embedded = tokens.flatten(1, -2), embed_halved(embed, images)
 
     def _mix(self, tokens: Tensor) -> Tensor:
@@ -74,6 +74,11 @@ class Coarse:
         """Before the pooling: each patch has the token that it entered in."""
         prefix, patches = tokens.tensor_split([self._num_prefix_tokens], dim=1)
         return torch.cat([prefix, gather_tokens(patches, self.tokens)], dim=1)
+
+
+def num_cells(grid: tuple[int, int]) -> int:
+    """How many cells of 2 x 2 a grid of (gh, gw) patches has."""
+    return math.prod(grid) // 4
 
 
 def patches_of(cells: Tensor, grid: tuple[int, int]) -> Tensor:

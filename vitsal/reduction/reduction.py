@@ -15,7 +15,7 @@ from vitsal.errors import UserError, check_choice, check_number
 from vitsal.models.pixels import fit_grid, resize
 from vitsal.models.sizes import resized
 from vitsal.models.tokens import grid_size
-from vitsal.reduction.coarse import Coarse, check_coarse, coarsen_patches, top_k_cells
+from vitsal.reduction.coarse import Coarse, check_coarse, coarsen_patches, num_cells, top_k_cells
 from vitsal.reduction.drop import embed_once, keep_patches
 from vitsal.reduction.keep import top_k_patches
 from vitsal.reduction.merge import Merged, merge_tokens, plain_merging
@@ -128,6 +128,12 @@ def check_reduction(model: nn.Module, reduction: Reduction) -> None:
         query_norms(model)
     if reduction.coarse:
         check_coarse(model)
+
+
+def num_ranked(model: nn.Module, reduction: Reduction) -> int:
+    """How many things a map ranks for `model`, to choose those that are kept: its patches, or cells of them."""
+    grid = grid_size(model)
+    return num_cells(grid) if reduction.coarse else math.prod(grid)
 
 
 def allows(model: nn.Module, reduction: Reduction) -> bool:
