@@ -17,13 +17,7 @@ from vitsal.analysis.cost import count_operations
 from vitsal.analysis.faithfulness import score_table
 from vitsal.analysis.intervals import Interval, difference
 from vitsal.experiments.frontier import RIVALS
-from vitsal.experiments.outcomes import (
-    Outcomes,
-    paired_difference,
-    read_outcomes,
-    recovered_share,
-    summarize,
-)
+from vitsal.experiments.outcomes import Outcomes, paired_difference, read_outcomes, recovered_share, summarize
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
 from vitsal.guides.factory import make_guide
@@ -257,8 +251,8 @@ def frontier_rows(league: str) -> list[str]:
 def front_cell(point: object | None) -> str:
     if point is None:
         return ""
-    ahead = [100 * value for value in (point.over_no_guide, point.over_no_guide_low, point.over_no_guide_high)]
-    told = "" if point.way in RIVALS or ahead[0] != ahead[0] else "; {:+.1f} [{:+.1f}, {:+.1f}]".format(*ahead)
+    ahead = Interval(point.over_no_guide, point.over_no_guide_low, point.over_no_guide_high)
+    told = "" if point.way in RIVALS or np.isnan(ahead.value) else f"; {in_points(ahead)}"
     return f"{100 * point.top1:.1f}{told}"
 
 
