@@ -2,10 +2,12 @@
 
 import io
 import os
+import subprocess
 import sys
 import tarfile
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from unittest.mock import patch
 
 import nbformat
@@ -37,6 +39,16 @@ def randomise(model, seed=0):
             else:
                 parameter.add_(0.3 * noise)
     return model.eval()
+
+
+def in_two_processes(file, function, *arguments):
+    """Call a function of a test file, whose arguments are paths, in two processes behind torchrun."""
+    folders = [str(Path(file).parent), str(Path(__file__).parent)]
+    called = f"import sys; sys.path[:0] = {folders}; import {Path(file).stem} as it; it.{function}(*sys.argv[1:])"
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable, "-c"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launcher, called, *map(str, arguments)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
 
 
 def traces(model):

@@ -11,7 +11,7 @@ import papermill
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 SMALL = {
-    "01_rollout_exploration": {"limit": 20},
+    "01_rollout_exploration": {"limit": 4},
     "02_train_students": {"train_limit": 100, "epochs": 2, "limit": 20},
     "03_ideal_drop_experiment": {"limit": 20},
     "04_final_evaluation": {"limit": 20, "repeats": 1, "batch_size": 10},

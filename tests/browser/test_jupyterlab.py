@@ -29,7 +29,7 @@ def lab(page, serve, notebooks, tmp_path_factory):
     notebook = load_notebook_node(path)
     for cell in notebook.cells:  # as a new reader finds it
         cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
-    write_ipynb(parameterize_notebook(notebook, {"limit": 20}), path)
+    write_ipynb(parameterize_notebook(notebook, {"limit": 4}), path)
     settings = tmp_path_factory.mktemp("settings")
     for name, values in SETTINGS.items():
         file = settings / f"@jupyterlab/{name}.jupyterlab-settings"

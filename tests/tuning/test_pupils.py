@@ -1,15 +1,11 @@
 """Students taught by answers: steps by hand, what is left untouched, kills, and what it is for."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from helpers import KillError, assert_close, killed_once, noise_folder, traces
+from helpers import KillError, assert_close, in_two_processes, killed_once, noise_folder, randomise, traces
 from safetensors.torch import load_file
 
 from vitsal.choices import AnswerSettings
@@ -168,32 +164,16 @@ def test_it_learns_what_matters_to_the_target(tmp_path, monkeypatch):
     assert kl["after", 0.5] < kl["guide", 0.5] < kl["random", 0.5]
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-sys.path[:0] = PATHS
-from test_pupils import teach
-import torch
-from helpers import randomise
-from vitsal.models.loading import load_model
-from vitsal.students.student import new_student
-torch.manual_seed(0)
-model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=3, num_classes=10))
-pupil = new_student("convnet", (4, 4), width=4, seed=3).eval()
-teach(pupil, model, Path(sys.argv[1]), Path(sys.argv[2]), batch_size=8)
-"""
+def teach_the_same(folder, output):
+    torch.manual_seed(0)
+    model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=3, num_classes=10))
+    teach(new_student("convnet", (4, 4), width=4, seed=3).eval(), model, folder, output, batch_size=8)
 
 
 @pytest.mark.slow
 def test_two_processes_teach_as_one(folder, tmp_path):
-    script = tmp_path / "script.py"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    script.write_text(TWO_PROCESSES.replace("PATHS", str(paths)))
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for number, launcher in {1: [], 2: two}.items():
-        arguments = [sys.executable, *launcher, str(script), str(folder), str(tmp_path / f"out{number}")]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run(arguments, env=environment, check=True, capture_output=True)
-    one, two = (load_file(tmp_path / f"out{number}" / "model.safetensors") for number in (1, 2))
+    teach_the_same(folder, tmp_path / "one")
+    in_two_processes(__file__, "teach_the_same", folder, tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert_close(two[name], value, 1e-4)

@@ -1,15 +1,11 @@
 """Tuning: one step by hand, what is left untouched, kills, and what it is for."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from helpers import KillError, assert_close, killed_once, noise_folder, traces
+from helpers import KillError, assert_close, in_two_processes, killed_once, noise_folder, randomise, traces
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import ToTensor
@@ -216,33 +212,16 @@ def test_it_makes_a_target_more_tolerant(tmp_path):
     assert report.same_after[0] > 0.9
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-sys.path.insert(0, TESTS)
-from test_tolerance import tune
-import torch
-from helpers import randomise
-from vitsal.models.loading import load_model
-torch.manual_seed(0)
-model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=3, num_classes=10))
-tune(model, Path(sys.argv[1]), Path(sys.argv[2]), batch_size=8, parameters=("*norm*", "cls_token"))
-"""
+def tune_the_same(folder, output):
+    torch.manual_seed(0)
+    model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=3, num_classes=10))
+    tune(model, folder, output, batch_size=8, parameters=("*norm*", "cls_token"))
 
 
 @pytest.mark.slow
 def test_two_processes_tune_as_one(folder, tmp_path):
-    script = tmp_path / "script.py"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    script.write_text(TWO_PROCESSES.replace("sys.path.insert(0, TESTS)", f"sys.path[:0] = {paths}"))
-    launchers = {
-        1: [sys.executable],
-        2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    }
-    for number, launcher in launchers.items():
-        arguments = [*launcher, str(script), str(folder), str(tmp_path / f"out{number}")]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run(arguments, env=environment, check=True, capture_output=True)
-    one, two = (load_file(tmp_path / f"out{number}" / "model.safetensors") for number in (1, 2))
+    tune_the_same(folder, tmp_path / "one")
+    in_two_processes(__file__, "tune_the_same", folder, tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert_close(two[name], value, 1e-4)
