@@ -2,17 +2,17 @@
 
 import io
 import os
-import subprocess
 import sys
 import tarfile
 from contextlib import contextmanager
 from multiprocessing import get_context
-from pathlib import Path
 from unittest.mock import patch
 
 import nbformat
 import pytest
 import torch
+from accelerate import PartialState, debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from vitsal import cli
@@ -41,14 +41,15 @@ def randomise(model, seed=0):
     return model.eval()
 
 
-def in_two_processes(file, function, *arguments):
-    """Call a function of a test file, whose arguments are paths, in two processes behind torchrun."""
-    folders = [str(Path(file).parent), str(Path(__file__).parent)]
-    called = f"import sys; sys.path[:0] = {folders}; import {Path(file).stem} as it; it.{function}(*sys.argv[1:])"
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable, "-c"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *launcher, called, *map(str, arguments)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+def in_two_processes(function, *arguments):
+    """Call a function in two processes that work as one, as behind torchrun; nothing is imported again for them."""
+
+    def call():
+        AcceleratorState._reset_state(reset_partial_state=True)  # that of the one process which the tests are
+        function(*arguments)
+        assert PartialState().num_processes == 2
+
+    debug_launcher(call)
 
 
 def traces(model):

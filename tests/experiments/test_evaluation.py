@@ -3,8 +3,6 @@
 import copy
 import os
 import random
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,7 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import MadeImages, noise_image, randomise, save_image, start_command, traces, write_shards
+from helpers import (
+    MadeImages,
+    in_two_processes,
+    noise_image,
+    randomise,
+    save_image,
+    start_command,
+    traces,
+    write_shards,
+)
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
@@ -409,53 +416,40 @@ def test_a_stream_goes_on_and_is_not_read_again(tiny_vit, dataset, guides, tmp_p
     assert same(drop_curve(tiny_vit, guides, stream, RATIOS, limit=limit, folder=tmp_path, progress=False), outcomes)
 
 
-TWO_PROCESSES = """
-import sys
-from vitsal.cli import app
-from vitsal.experiments.evaluation import drop_curve
-from vitsal.experiments.question import ANY_GUIDE, Question
-from vitsal.experiments.scale import cheap_images, cheap_target
-folder, shards, checkpoint, made = sys.argv[1:]
-target = cheap_target()
-guide = {"a function": lambda images: images.mean(dim=1)[:, ::8, ::8]}
-for ratio in (1.0, 0.5):
-    outcomes = drop_curve(target, guide, cheap_images(13, target), [ratio], folder=made, batch_size=3)
-    assert len(outcomes.names) == 13
-curve = ["drop-curve", "--target", "vitsal_digits_guide", "--checkpoint", checkpoint, "--guide", "random,rollout",
-         "--keep", "1.0,0.5,0.2", "--batch-size", "3"]
-app([*curve, "--data", folder, "-o", f"{made}/folder.csv"], standalone_mode=False)
-app([*curve, "--data", f"wds/{shards}", "--split", "val-{0..2}.tar", "-o", f"{made}/shards.csv"], standalone_mode=False)
-"""
+def count_the_same(images, shards, checkpoint, made):
+    made.mkdir(exist_ok=True)
+    target = cheap_target()
+    guide = {"a function": lambda images: images.mean(dim=1)[:, ::8, ::8]}
+    for ratio in (1.0, 0.5):
+        outcomes = drop_curve(target, guide, cheap_images(13, target), [ratio], folder=made, batch_size=3)
+        assert len(outcomes.names) == 13
+    curve = ["drop-curve", "--target", "vitsal_digits_guide", "--checkpoint", str(checkpoint)]
+    curve += ["--guide", "random,rollout", "--keep", "1.0,0.5,0.2", "--batch-size", "3"]
+    for name, data in {"folder": [str(images)], "shards": [f"wds/{shards}", "--split", "val-{0..2}.tar"]}.items():
+        app([*curve, "--data", *data, "-o", f"{made}/{name}.csv"], standalone_mode=False)
 
 
 @pytest.mark.slow
-def test_two_processes_count_as_one(tmp_path):
+def test_two_processes_count_as_one(tmp_path, monkeypatch):
     """Thirteen images in batches of two times three: the last step is padded, and nothing counts twice.
 
     In the folder there is one more that cannot be read.
     """
     pytest.importorskip("webdataset", reason="needs vitsal[hub]")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     paths = [tmp_path / "images" / f"{index % 10}" / f"{index:02d}.png" for index in range(13)]
     for index, path in enumerate(paths):
         noise_image(path, seed=index, size=(112, 112))
     write_shards([(path, int(path.parent.name)) for path in sorted(paths)], tmp_path / "shards", shard_size=5)
     (tmp_path / "images" / "4" / "99.png").write_text("these are my notes")
-    checkpoint, script = tmp_path / "small.safetensors", tmp_path / "script.py"
+    checkpoint = tmp_path / "small.safetensors"
     save_file(randomise(load_model("vitsal_digits_guide", pretrained=False)).state_dict(), checkpoint)
-    script.write_text(TWO_PROCESSES)
-    launchers = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]}
-    tables = {}
-    for number, launcher in launchers.items():
-        made = tmp_path / f"made{number}"
-        made.mkdir()
-        arguments = [*launcher, str(script), tmp_path / "images", tmp_path / "shards", checkpoint, made]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run([str(part) for part in arguments], env=environment, check=True, capture_output=True)
-        for data in ("folder", "shards"):
-            tables[data, number] = (made / f"{data}.csv").read_text()
-    assert tables["folder", 1] == tables["folder", 2]
-    assert tables["shards", 1] == tables["shards", 2]
-    counts = [pd.read_csv(tmp_path / "made2" / f"{data}.csv")[SUMMARY_COLUMNS] for data in ("folder", "shards")]
+    one, two = tmp_path / "one", tmp_path / "two"
+    count_the_same(tmp_path / "images", tmp_path / "shards", checkpoint, one)
+    in_two_processes(count_the_same, tmp_path / "images", tmp_path / "shards", checkpoint, two)
+    for data in ("folder", "shards"):
+        assert (one / f"{data}.csv").read_text() == (two / f"{data}.csv").read_text()
+    counts = [pd.read_csv(two / f"{data}.csv")[SUMMARY_COLUMNS] for data in ("folder", "shards")]
     assert set(counts[0].n) == {13}
     pd.testing.assert_frame_equal(*counts)
 

@@ -173,7 +173,7 @@ def teach_the_same(folder, output):
 @pytest.mark.slow
 def test_two_processes_teach_as_one(folder, tmp_path):
     teach_the_same(folder, tmp_path / "one")
-    in_two_processes(__file__, "teach_the_same", folder, tmp_path / "two")
+    in_two_processes(teach_the_same, folder, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert_close(two[name], value, 1e-4)

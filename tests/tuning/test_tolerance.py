@@ -221,7 +221,7 @@ def tune_the_same(folder, output):
 @pytest.mark.slow
 def test_two_processes_tune_as_one(folder, tmp_path):
     tune_the_same(folder, tmp_path / "one")
-    in_two_processes(__file__, "tune_the_same", folder, tmp_path / "two")
+    in_two_processes(tune_the_same, folder, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert_close(two[name], value, 1e-4)
