@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 
 import pytest
+from helpers import in_two_processes
 
 from vitsal.experiments.scale import cheap_images, cheap_target, real_size_cost
-
-RUN = "import sys; from vitsal.experiments.scale import real_size_cost; real_size_cost([3000], sys.argv[1])"
 
 
 def test_the_target_is_cheap_and_always_the_same():
@@ -37,22 +35,24 @@ def test_killed_five_times_it_ends_with_the_same_table(tmp_path):
     """Two processes, SIGKILL whenever 400 more samples are known; then one process to the end."""
     real_size_cost([3_000], tmp_path / "undisturbed")
     folder = tmp_path / "disturbed" / "3000"
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
 
     def lines():
         return sum(path.read_bytes().count(b"\n") for path in folder.glob("outcomes-*.jsonl"))
 
+    def work():
+        os.setsid()  # a group of its own, which is killed as one
+        in_two_processes(real_size_cost, [3_000], tmp_path / "disturbed")
+
     for _ in range(5):
         enough = lines() + 1
-        command = [*launcher, "-c", RUN, str(tmp_path / "disturbed")]
-        run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+        run = get_context("fork").Process(target=work)
+        run.start()
         deadline = time.monotonic() + 120
         while lines() < enough and time.monotonic() < deadline:
-            assert run.poll() is None
+            assert run.exitcode is None
             time.sleep(0.005)
         os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        run.join()
         assert not (folder / "table.csv").exists()
     real_size_cost([3_000], tmp_path / "disturbed")
     tables = [tmp_path / name / "3000" / "table.csv" for name in ("disturbed", "undisturbed")]
