@@ -360,7 +360,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
     code = "[test_video.print_peak(source, sys.argv[3]) for source in sys.argv[1:3]]"
     said, _ = start_python(code, *films, tmp_path / "out.mp4").communicate(timeout=300)
     short, long = map(int, said.split())
-    assert long - short < 40_000  # the longer film's frames are 100 000 kB
+    assert long - short < 25_000  # what the encoder keeps is 10,000 kB, what the longer film has more of frames 86,000
 
 
 def test_another_jobs_parts_are_left_alone(tmp_path, columns):
