@@ -421,6 +421,15 @@ def test_size_without_memory():
     assert megabytes(model) == 4 * 86.567656
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_an_outline_lacks_nothing_but_values(name):
+    def told(model):
+        parts = [*model.named_parameters(), *model.named_buffers()]
+        return [(key, part.shape, part.dtype, part.requires_grad) for key, part in parts]
+
+    assert told(outline(name, depth=2)) == told(timm.create_model(name, depth=2))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tiny_vit, tmp_path, value):
     state = tiny_vit.state_dict()

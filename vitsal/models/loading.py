@@ -18,6 +18,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.types import Device
 
 from vitsal.errors import UserError, cut, is_out_of_memory, quoted, suggestion
@@ -30,6 +31,7 @@ SUPPORTED = (VisionTransformer, Eva, Beit)
 SOURCES = ("hf-hub", "hf_hub", "local-dir")  # of timm, beside its own names
 WEIGHTS_DIR_VARIABLE = "VITSAL_WEIGHTS_DIR"
 Check = Callable[[nn.Module, str], None]  # of a network without weights, and its name: refuses it by a UserError
+FILLING = ("kaiming_uniform_", "uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
@@ -133,8 +135,17 @@ def weights_dir_file(filename: str) -> Path | None:
 
 def outline(name: str, **options: object) -> nn.Module:
     """The model without memory for its weights, on torch's meta device: for sizes, shapes and operation counts."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return timm.create_model(name, pretrained=False, **options).eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Where a tensor has no memory, no values are made for it: torch would take most of an outline's time for them."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = kwargs or {}
+        filled = next(iter((*args, *given.values())), None) if func.__name__ in FILLING else None
+        return filled if isinstance(filled, torch.Tensor) and filled.is_meta else func(*args, **given)
 
 
 def megabytes(model: nn.Module) -> float:
