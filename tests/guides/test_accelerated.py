@@ -88,7 +88,7 @@ def student():
     return randomise(Student(grid_size=(4, 4), width=4).eval())
 
 
-ALL = Reduction(0.75, "2", (48, 48), "1-")  # 9 patches, of which 7 are kept, and 3, 2 and 1 of them merged away
+ALL = Reduction(0.75, "2c", (48, 48), "1-")  # 9 patches, of which 7 are kept, and 3, 2 and 1 of them merged away
 COARSE = Reduction(0.5, "2", soften="1-", rest="coarse")  # 4 cells, of which 2 are kept: 10 tokens, 2 at a time merged
 
 

@@ -15,7 +15,14 @@ from vitsal.guides.attention import fused_attention, record_attention
 from vitsal.models.loading import load_model
 from vitsal.models.tokens import model_transform
 from vitsal.reduction.drop import forward_kept, keep_patches
-from vitsal.reduction.merge import match_tokens, merge_groups, merge_schedule, merge_tokens, num_mergeable
+from vitsal.reduction.merge import (
+    class_attention,
+    match_tokens,
+    merge_groups,
+    merge_schedule,
+    merge_tokens,
+    num_mergeable,
+)
 from vitsal.reduction.surgery import replaced
 
 MERGED = {name: family for name, family in FAMILIES.items() if not name.startswith(RELATIVE)}
@@ -24,8 +31,11 @@ QUICK = ("ViT tiny", "ViT not square", "DeiT distilled", "DeiT-III", "DINO", "DI
 family = family_fixture(MERGED, QUICK)
 
 
-def slow_clusters(keys, prefix, number):
-    """Which of one image's tokens become one, in the order of what is left: keys (N, d) -> lists of token numbers."""
+def slow_clusters(keys, prefix, number, heeded=None):
+    """Which of one image's tokens become one, in the order of what is left: keys (N, d) -> lists of token numbers.
+
+    `heeded`: class attention, (N,); of a pair's similarity a tenth of the mean log of its two is taken away.
+    """
     number = min(number, (len(keys) - prefix) // 2)
     if not number:
         return [[token] for token in range(len(keys))]
@@ -34,14 +44,16 @@ def slow_clusters(keys, prefix, number):
     edges = []
     for token in set_a:  # "draw one edge from each token in A to its most similar token in B"
         similar = [cosine_similarity(keys[token], keys[other], dim=0).item() for other in set_b]
-        edges.append((max(similar), token, set_b[similar.index(max(similar))]))
+        partner = set_b[similar.index(max(similar))]
+        cost = 0 if heeded is None else 0.1 * (math.log(heeded[token]) + math.log(heeded[partner])) / 2
+        edges.append((max(similar) - cost, token, partner))
     edges = sorted(edges, key=lambda edge: -edge[0])[:number]  # "the r most similar"
     partner = {token: other for _, token, other in edges}
     left = [*range(prefix), *(token for token in set_a if token not in partner), *set_b]
     return [[token, *(source for source in partner if partner[source] == token)] for token in left]
 
 
-def slow_blocks(model, tokens, schedule):
+def slow_blocks(model, tokens, schedule, sparing):
     """One image's tokens (N, C) through all blocks; (tokens that are left, what each is made of)."""
     members = [[token] for token in range(len(tokens))]
     for block, number in zip(model.blocks, schedule, strict=True):
@@ -53,7 +65,8 @@ def slow_blocks(model, tokens, schedule):
         logits = logits + torch.tensor([math.log(len(member)) for member in members])  # equation 1
         mixed = (logits.softmax(dim=-1) @ values).transpose(0, 1).flatten(1)
         tokens = tokens + scale(block, 1) * attention.proj(attention.norm(mixed))
-        clusters = slow_clusters(keys.mean(dim=0), model.num_prefix_tokens, number)
+        heeded = logits.softmax(dim=-1)[:, 0].mean(dim=0) if sparing else None  # by the class token
+        clusters = slow_clusters(keys.mean(dim=0), model.num_prefix_tokens, number, heeded)
         tokens = torch.stack(
             [
                 sum(len(members[token]) * tokens[token] for token in cluster)
@@ -79,13 +92,13 @@ def scale(block, half):
     return 1 if gamma is None else gamma
 
 
-def slow_forward(model, image, schedule, keep=None):
+def slow_forward(model, image, schedule, keep=None, sparing=False):
     """Logits of one image (3, H, W), and what each token that is left is made of."""
     embedded = model._pos_embed(model.patch_embed(image[None]))
     tokens = (embedded[0] if isinstance(embedded, tuple) else embedded)[0]
     if keep is not None:
         tokens = torch.cat([tokens[: model.num_prefix_tokens], tokens[model.num_prefix_tokens :][keep]])
-    tokens, members = slow_blocks(model, model.norm_pre(tokens), schedule)
+    tokens, members = slow_blocks(model, model.norm_pre(tokens), schedule, sparing)
     tokens = model.norm(tokens)
     if hasattr(model, "head_dist"):
         return (model.head(tokens[0]) + model.head_dist(tokens[1])) / 2, members
@@ -100,12 +113,12 @@ def slow_forward(model, image, schedule, keep=None):
     return model.head(model.fc_norm(pooled)), members
 
 
-def check_against_paper(model, images, schedule, keep=None):
+def check_against_paper(model, images, schedule, keep=None, sparing=False):
     """Logits, sizes and groups of a batch against those of its images, one at a time."""
-    with torch.no_grad(), merge_tokens(model, schedule) as merged:
+    with torch.no_grad(), merge_tokens(model, " ".join(map(str, schedule)) + "c" * sparing) as merged:
         logits = model(images) if keep is None else forward_kept(model, images, keep)
         for index, image in enumerate(images):
-            expected, members = slow_forward(model, image, schedule, None if keep is None else keep[index])
+            expected, members = slow_forward(model, image, schedule, None if keep is None else keep[index], sparing)
             assert_close(logits[index], expected, 1e-5 * expected.abs().max().clamp(min=1).item())
             assert merged.sizes[index].tolist() == [len(member) for member in members]
             token_of = {member: token for token, made in enumerate(members) for member in made}
@@ -159,6 +172,40 @@ def test_supported_families_are_the_papers(family, model, pictures):
     assert (merged.sizes[:, : family.prefix] == 1).all()
 
 
+def test_what_the_class_token_attends_to_is_spared(family, model, pictures):
+    schedule = (7, 100, 0)[: family.depth]
+    if family.readout == "patches":
+        said = f"Merging in {family.name} cannot spare what its class token attends to.* Leave the 'c' out"
+        with pytest.raises(UserError, match=said), merge_tokens(model, "3c"):
+            pass
+        return
+    logits, _ = check_against_paper(model, pictures, schedule, sparing=True)
+    with torch.no_grad(), merge_tokens(model, schedule):
+        assert not torch.allclose(model(pictures), logits)
+
+
+def test_sparing_by_hand():
+    """Pairs are 0 with 1, similar by 1, and 2 with 3, by 0.8: the first is merged until it counts for 0.2 less."""
+    keys = torch.tensor([[1.0, 0], [1, 0], [0.6, -0.8], [0, -1]])[None]
+    first, second = [[1, 1, 0, 2]], [[0, 1, 2, 2]]
+    for spared, merged in [
+        ([0, 0, 0, 0], first),
+        ([0.3, 0, 0, 0], first),
+        ([0.5, 0, 0, 0], second),
+        ([0, 0.5, 0, 0], second),
+        ([0.5, 0, 0, 0.2], first),
+    ]:
+        assert match_tokens(keys, 0, 1, torch.tensor([spared])).tolist() == merged
+
+
+def test_class_attention_by_hand():
+    """Logits 0 and ln 3, and ln 2 for a token of size 2: a third each from 1 : 2 and 3 : 2 in two heads."""
+    query = torch.tensor([[[1.0]], [[2.0]]])[None]
+    keys = torch.tensor([[[0.0], [0.0]], [[math.log(3) / 2], [0.0]]])[None]
+    attention = class_attention(query, keys, torch.tensor([[1, 2]]))
+    assert_close(attention, torch.tensor([[(1 / 3 + 3 / 5) / 2, (2 / 3 + 2 / 5) / 2]]))
+
+
 def test_many_merged_into_one(tiny_vit, images):
     """Three blocks that each merge half: 16 patches, 8, 4, 2."""
     _, merged = check_against_paper(tiny_vit, images, (8, 8, 8))
@@ -168,10 +215,11 @@ def test_many_merged_into_one(tiny_vit, images):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sparing", [False, True])
 @pytest.mark.parametrize("schedule", ["16", "16-", "40@9"])
-def test_real_model_is_the_papers(deit_tiny, imagenet_sample, schedule):
+def test_real_model_is_the_papers(deit_tiny, imagenet_sample, schedule, sparing):
     images = next(batches(open_data(str(imagenet_sample), model_transform(deit_tiny)), batch_size=2, limit=2)).images
-    check_against_paper(deit_tiny, images, merge_schedule(schedule, 12))
+    check_against_paper(deit_tiny, images, merge_schedule(schedule, 12), sparing=sparing)
 
 
 @torch.no_grad()
@@ -327,6 +375,8 @@ def test_half_precision(tiny_vit, images):
         ("8@0", 2, (8, 8)),
         ("3 2 1", 3, (3, 2, 1)),
         (" 3  2 1 ", 3, (3, 2, 1)),
+        ("3 2 1c", 3, (3, 2, 1)),
+        ("16-c", 3, (32, 16, 0)),
         ([3, 2, 1], 3, (3, 2, 1)),
         ((5,), 1, (5,)),
     ],
@@ -338,7 +388,8 @@ def test_schedules(spec, depth, expected):
 @pytest.mark.parametrize(
     "spec",
     [
-        *("-1", -1, "", "many", "1.5", 1.5, True, None, "nan", "16--", "16,16,16", "9" * 5000, "\uff11\uff16"),
+        *("-1", -1, "", "many", "1.5", 1.5, True, None, "nan", "16--", "16,16,16", "16 c", "c16", "c", "16cc"),
+        *("9" * 5000, "\uff11\uff16"),
         *("8@3", "8@-1", "@2", "1 2", "1 2 3 4", "1 , 3", "1 -2 3", [16], [1, 2.5, 3], []),
     ],
 )

@@ -111,6 +111,7 @@ def test_no_guide_is_asked_where_all_patches_are_kept(target, scenes):
         (Reduction(1), "keep 1.0", 1.0),
         (Reduction(0.25), "keep 0.25", 0.25),
         (Reduction(0.5, "8@6"), "keep 0.5, merge 8@6", Reduction(0.5, "8@6")),
+        (Reduction(0.5, "8c"), "keep 0.5, merge 8c", Reduction(0.5, "08c")),
         (Reduction(0.5, soften="1-"), "keep 0.5, soften 1-", Reduction(0.5, soften=" 1.0- ")),
         (Reduction(0.5, soften=1), "keep 0.5, soften 1", Reduction(0.5, soften="1.0")),
         (Reduction(0.5, soften=0.0), "keep 0.5", 0.5),
@@ -147,8 +148,9 @@ def test_names(reduction, text, key):
         ("merge", ["8", "08", " 8", 8]),
         ("merge", ["16-", "0016-"]),
         ("merge", ["8@6", "08@06"]),
+        ("merge", ["16-c", "016-c"]),
         ("merge", ["8 10 0", "8  010 00"]),
-        ("merge", ["0", "00", "0-", 0]),
+        ("merge", ["0", "00", "0-", "0c", "0-c", 0]),
         ("keep_ratio", [0.00001, 1e-5, Fraction(1, 100_000)]),
     ],
 )
@@ -176,7 +178,9 @@ def test_softening_is_read_back_from_a_table(number, decreasing):
     assert Reduction.from_columns(*pd.read_csv(told, float_precision="round_trip").loc[0]) == reduction
 
 
-@pytest.mark.parametrize("spelling", ["08", " 8", "016-", "0-", "08@02", "8@9", "00 8  010 0", "x", "-1", "1.05"])
+@pytest.mark.parametrize(
+    "spelling", ["08", " 8", "016-", "0-", "08@02", "8@9", "08c", "8 c", "00 8  010 0", "x", "-1", "1.05"]
+)
 def test_merging_by_its_plain_name_is_the_same_schedule_or_as_wrong(spelling):
     def schedule(spec):
         try:

@@ -43,7 +43,8 @@ BLOCK_HELP = f"Number of the one block that is looked at, from 0, or negative fr
 SIZE_HELP = "Pixels of the model's input, such as 288x512 or 288,512, or one number; by default the model's own."
 MERGE_HELP = (
     "Tokens that each block merges away: 8, 16- (decreasing), 8@6 (from block 6 on), or a number for each block with "
-    "blanks between them. Several with commas between them."
+    "blanks between them; with c at the end, such as 8c, those first that the class token attends to least. Several "
+    "with commas between them."
 )
 INPUT_HELP = (
     "Pixels to which images are resized for the target, such as 224,160 or 160x224; with commas between them. The "

@@ -23,12 +23,14 @@ from .keep import (
 )
 from .merge import (
     Merged as Merged,
+    class_attention as class_attention,
     match_tokens as match_tokens,
     merge_groups as merge_groups,
     merge_schedule as merge_schedule,
     merge_tokens as merge_tokens,
     num_mergeable as num_mergeable,
     plain_merging as plain_merging,
+    spares as spares,
 )
 from .reduction import (
     Reduction as Reduction,

@@ -1,6 +1,7 @@
 """Token merging: running a timm ViT on fewer and fewer tokens, the most similar ones joined block by block.
 
-Bolya et al. 2023, "Token Merging: Your ViT But Faster", arXiv:2210.09461 (ToMe).
+Bolya et al. 2023, "Token Merging: Your ViT But Faster", arXiv:2210.09461 (ToMe). Lee et al. 2024, "Multi-criteria
+Token Fusion", arXiv:2403.10030, merge last what tokens attend to, as is done here where it is asked for.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vitsal.errors import UserError, quoted
-from vitsal.models.tokens import position_kind
+from vitsal.models.tokens import default_readout, position_kind
 from vitsal.reduction.drop import gather_tokens
 from vitsal.reduction.surgery import before_pooling, replaced
 
 MERGEABLE = (Block, Attention), (EvaBlock, EvaAttention)
+SPARED = 0.1  # of cosine, for each factor of e in class attention; chosen on training images (README, the frontier)
 
 
 class Merged:
@@ -35,8 +37,8 @@ class Merged:
 
     sizes: Tensor
 
-    def __init__(self, num_prefix_tokens: int) -> None:
-        self._num_prefix_tokens = num_prefix_tokens
+    def __init__(self, num_prefix_tokens: int, sparing: bool = False) -> None:
+        self._num_prefix_tokens, self._sparing = num_prefix_tokens, sparing
 
     @property
     def groups(self) -> Tensor:
@@ -59,11 +61,13 @@ class Merged:
         """Log size of each key, (B, 1, 1, N), equation 1; None before anything has been merged."""
         return self.sizes.log().to(dtype)[:, None, None] if self._has_merged() else None
 
-    def _merge(self, tokens: Tensor, keys: Tensor, r: int) -> Tensor:
+    def _merge(self, tokens: Tensor, query: Tensor, keys: Tensor, r: int) -> Tensor:
+        """Merge r of the tokens (B, N, C), by a block's keys (B, h, N, d), and the query of the class token."""
         r = min(r, num_mergeable(tokens.shape[1], self._num_prefix_tokens))
         if not r:
             return tokens
-        groups = match_tokens(keys, self._num_prefix_tokens, r)
+        spared = SPARED * class_attention(query, keys, self.sizes).log() if self._sparing else None
+        groups = match_tokens(keys.mean(dim=1), self._num_prefix_tokens, r, spared)
         tokens, self.sizes = merge_groups(tokens, self.sizes, groups, tokens.shape[1] - r)
         self._groups = groups.gather(1, self._groups)
         return tokens
@@ -85,6 +89,9 @@ def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Itera
     count no more than one eye. Within `keep_patches`, or around it, patches are dropped first, then merged among those
     kept.
 
+    A schedule that ends in "c" spares what the class token attends to (not in ToMe): of two pairs that are as similar,
+    the one that it attends to less is merged (`match_tokens`).
+
     Args:
         model: a timm ViT (`vitsal.load_model`) with absolute positions alone.
         schedule: how many tokens to merge away in each block, see `merge_schedule`; 0 leaves the model as it is.
@@ -93,7 +100,8 @@ def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Itera
         `Merged`, which holds sizes and groups of the last forward pass.
 
     Raises:
-        UserError: a schedule that is none, or a model with rotary or relative positions, or unknown blocks.
+        UserError: a schedule that is none, or a model with rotary or relative positions, or unknown blocks; "c" with
+            a model that does not read its class token.
 
     Example:
         >>> with merge_tokens(model, 16) as merged:  # doctest: +SKIP
@@ -101,12 +109,14 @@ def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Itera
         >>> merged.sizes.shape, merged.groups.shape  # doctest: +SKIP
         (torch.Size([8, 11]), torch.Size([8, 196]))
     """
-    schedule = merge_schedule(schedule, len(model.blocks))
+    counts, sparing = merge_schedule(schedule, len(model.blocks)), spares(schedule)
     _check_mergeable(model)
-    merged = Merged(model.num_prefix_tokens)
+    if sparing:
+        _check_sparing(model)
+    merged = Merged(model.num_prefix_tokens, sparing)
     with ExitStack() as stack:
         stack.enter_context(model.blocks[0].register_forward_pre_hook(merged._start))
-        for block, r in zip(model.blocks, schedule, strict=True):
+        for block, r in zip(model.blocks, counts, strict=True):
             stack.enter_context(replaced(block, "forward", partial(_merging_forward, block, merged, r)))
         stack.enter_context(before_pooling(model, merged._unmerge))
         yield merged
@@ -114,11 +124,14 @@ def merge_tokens(model: nn.Module, schedule: int | str | Sequence[int]) -> Itera
 
 def _merging_forward(block: nn.Module, merged: Merged, r: int, tokens: Tensor, **unused: None) -> Tensor:
     """timm's forward pass of a block, with merging in its middle. (Eva hands on rotary positions, None here.)"""
-    keys: list[Tensor] = []
-    with block.attn.k_norm.register_forward_hook(lambda module, args, output: keys.append(output.mean(dim=1))):
-        attended = block.attn(block.norm1(tokens), attn_mask=merged._attention_bias(tokens.dtype))
+    attention, seen = block.attn, {}
+    with (
+        attention.q_norm.register_forward_hook(lambda module, args, output: seen.update(query=output[:, :, :1])),
+        attention.k_norm.register_forward_hook(lambda module, args, output: seen.update(keys=output)),
+    ):
+        attended = attention(block.norm1(tokens), attn_mask=merged._attention_bias(tokens.dtype))
     tokens = tokens + block.drop_path1(_scaled(block, 1, attended))
-    tokens = merged._merge(tokens, keys[0], r)
+    tokens = merged._merge(tokens, attention.scale * seen["query"], seen["keys"], r)
     return tokens + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(tokens))))
 
 
@@ -136,7 +149,23 @@ def num_mergeable(num_tokens: int, num_prefix_tokens: int) -> int:
 
 
 @torch.no_grad()
-def match_tokens(keys: Tensor, num_prefix_tokens: int, r: int) -> Tensor:
+def class_attention(query: Tensor, keys: Tensor, sizes: Tensor) -> Tensor:
+    """How much the class token attends to each token, mean over heads.
+
+    Args:
+        query: the class token's, scaled, (B, h, 1, d).
+        keys: (B, h, N, d).
+        sizes: of how many tokens each is the mean, (B, N), for proportional attention.
+
+    Returns:
+        (B, N), each row sums to 1.
+    """
+    logits = (query @ keys.mT).squeeze(2).float() + sizes[:, None].log()
+    return logits.softmax(dim=-1).mean(dim=1)
+
+
+@torch.no_grad()
+def match_tokens(keys: Tensor, num_prefix_tokens: int, r: int, spared: Tensor | None = None) -> Tensor:
     """Bipartite soft matching (section 3): the group of each token, those of one group to be merged.
 
     Tokens alternate between two sets, beginning with A; prefix tokens are counted but take no part. Each token of A
@@ -146,6 +175,8 @@ def match_tokens(keys: Tensor, num_prefix_tokens: int, r: int) -> Tensor:
     Args:
         keys: mean of the heads' keys, (B, N, d).
         r: how many tokens to merge away, at most `num_mergeable`.
+        spared: by how much less similar a pair counts where it is made of this token, (B, N), the mean of both; where
+            tokens matter, so that others are merged before them.
 
     Returns:
         Numbers of groups, 0 to N - r - 1, (B, N).
@@ -154,6 +185,8 @@ def match_tokens(keys: Tensor, num_prefix_tokens: int, r: int) -> Tensor:
     a, b = slice(prefix + odd, None, 2), slice(prefix + 1 - odd, None, 2)
     keys = normalize(keys, dim=-1)
     similarity, partner = (keys[:, a] @ keys[:, b].mT).max(dim=2)
+    if spared is not None:
+        similarity = similarity - (spared[:, a] + spared[:, b].gather(1, partner)) / 2
     most_similar = similarity.argsort(dim=1, descending=True, stable=True)[:, :r]
     merged = torch.zeros_like(partner, dtype=torch.bool).scatter(1, most_similar, True)
     first_of_b = prefix + partner.shape[1] - r
@@ -188,16 +221,17 @@ def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ..
     Args:
         spec: "16", in every block; "16-", the paper's decreasing schedule: from 32 in the first block in equal
             steps down to 0 in the last, 16 on average, rounded down; "8@6", from block 6 on, counted from 0;
-            "16 16 8 ...", a number for each block. A block merges no more than half of its patch tokens.
+            "16 16 8 ...", a number for each block. A block merges no more than half of its patch tokens. A "c" at the
+            end of any says which tokens are merged (`spares`), not how many.
 
     Raises:
         UserError: anything else, a list of another length, or a block that is not there.
 
     Example:
-        >>> merge_schedule("3-", 4), merge_schedule("8@2", 4)
+        >>> merge_schedule("3-", 4), merge_schedule("8@2c", 4)
         ((6, 4, 2, 0), (0, 0, 8, 8))
     """
-    text = " ".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec).strip()
+    text = " ".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec).strip().removesuffix("c")
     numbers = [int(number) for number in re.findall("[0-9]{1,9}", text)]
     if re.fullmatch("[0-9]{1,9}", text) and not isinstance(spec, list | tuple):
         return (numbers[0],) * depth
@@ -210,8 +244,13 @@ def merge_schedule(spec: int | str | Sequence[int], depth: int) -> tuple[int, ..
     raise UserError(
         f"Tokens to merge must be whole numbers: '16' in every block, '16-' decreasing from 32 to 0, '8@6' from block "
         f"6 on (this model's are 0 to {depth - 1}), or {depth} numbers, one for each block, with blanks between them; "
-        f"got {quoted(spec)}."
+        f"a 'c' at the end spares what the class token attends to; got {quoted(spec)}."
     )
+
+
+def spares(spec: int | str | Sequence[int]) -> bool:
+    """Whether a schedule spares what the class token attends to: those that end in "c" do."""
+    return str(spec).strip().endswith("c")
 
 
 def plain_merging(spec: int | str) -> str:
@@ -224,10 +263,10 @@ def plain_merging(spec: int | str) -> str:
         ('8', '16-', '8 8 0')
     """
     text = str(spec).strip()
-    if not re.fullmatch("[0-9]{1,9}(-|@[0-9]{1,9}|( +[0-9]{1,9})*)", text):
+    if not re.fullmatch("[0-9]{1,9}(-|@[0-9]{1,9}|( +[0-9]{1,9})*)c?", text):
         return text
     plain = re.sub(r"\b0+(?=[0-9])", "", re.sub(" +", " ", text))
-    return "0" if plain == "0-" else plain
+    return "0" if re.fullmatch("0-?c?", plain) else plain
 
 
 def _check_mergeable(model: nn.Module) -> None:
@@ -245,6 +284,15 @@ def _check_mergeable(model: nn.Module) -> None:
     raise UserError(
         f"The tokens of {name} cannot be merged: it has {reason}. Drop patches, or show it a smaller image instead."
     )
+
+
+def _check_sparing(model: nn.Module) -> None:
+    if default_readout(model) != "class":
+        name = model.pretrained_cfg["architecture"]
+        raise UserError(
+            f"Merging in {name} cannot spare what its class token attends to: its answer is not read from one. Leave "
+            "the 'c' out."
+        )
 
 
 def _kind(block: nn.Module) -> str:
