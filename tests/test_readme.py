@@ -156,6 +156,22 @@ def levers_rows() -> list[str]:
     return rows
 
 
+def sparing_rows() -> list[str]:
+    """Merging alone, what the class token attends to spared: top-1 in %, and points over the most alike first."""
+    asked = [(f"{name}-{data}", soften) for data in LEVERS for name, soften in (LEAGUES[0], LEAGUES[2])]
+    kinds, rows = (*KINDS, "sparing"), []
+    files = {name: [read_outcomes(MEASURED / f"{name}-{kind}.parquet") for kind in kinds] for name, _ in asked}
+    for merge in ("8", "16", "13-", "16-"):
+        values = []
+        for name, soften in asked:
+            *alike, sparing = files[name]
+            spared = sparing.correct("center", Reduction(merge=f"{merge}c", soften=soften))
+            gain = difference(spared, hits(None, Reduction(merge=merge, soften=soften), *alike), 0)
+            values.append(f"{100 * spared.mean():.1f}, {in_points(gain)}")
+        rows.append(f"| {' | '.join([f'{merge}c', *values])} |")
+    return rows
+
+
 def lessons_cells(data: str) -> list[tuple[Outcomes, Reduction]]:
     """Where lessons are compared: in each league, at each keep ratio."""
     files = {name: read_outcomes(MEASURED / f"{name}-{data}-lessons.parquet") for name, _ in LEAGUES}
@@ -295,6 +311,11 @@ def test_table_of_smaller_images():
 @pytest.mark.slow
 def test_table_of_levers():
     for line in levers_rows():
+        assert line in README
+
+
+def test_table_of_sparing():
+    for line in sparing_rows():
         assert line in README
 
 

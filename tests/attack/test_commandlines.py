@@ -18,10 +18,11 @@ PARAMETERS = {(command, parameter.name): parameter for command in COMMANDS for p
 @pytest.fixture(autouse=True)
 def _few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all ways to reduce a target a few: to count the operations of each takes longer than a refusal may."""
-    monkeypatch.setattr(acceleration, "RATIOS", (1.0, 0.7, 0.5))
+    monkeypatch.setattr(acceleration, "RATIOS", (0.7, 0.5))
     monkeypatch.setattr(acceleration, "FINE", (0.5,))
     monkeypatch.setattr(acceleration, "SIDES", (12 / 14, 10 / 14))
-    monkeypatch.setattr(acceleration, "MERGED", (0.3, 0.8))
+    for shares in ("MERGED", "LATE", "ALONE"):
+        monkeypatch.setattr(acceleration, shares, (0.3, 0.8))
     monkeypatch.setattr(frontier, "SLACK", 0.5)
 
 

@@ -88,7 +88,8 @@ def test_killed_tuning_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
 
 @pytest.mark.slow
 def test_accelerated_model_from_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(acceleration, "RATIOS", (1.0, 0.6))
+    monkeypatch.setattr(acceleration, "RATIOS", (0.6,))
+    monkeypatch.setattr(acceleration, "ALONE", (0.5,))
     monkeypatch.setattr(acceleration, "FINE", (0.4,))
     monkeypatch.setattr(acceleration, "SIDES", (10 / 14,))
     options = {"student": "digits-convnet-rollout", "speed_up": 2, "limit": 20, "output": tmp_path / "fast"}
@@ -125,7 +126,8 @@ def test_what_cannot_be_accelerated(options, said, monkeypatch, capsys, tmp_path
 
 @pytest.mark.slow
 def test_frontier_is_the_same_when_its_points_and_answers_are_there_already(tmp_path, monkeypatch):
-    monkeypatch.setattr(acceleration, "RATIOS", (1.0, 0.6))
+    monkeypatch.setattr(acceleration, "RATIOS", (0.6,))
+    monkeypatch.setattr(acceleration, "ALONE", (0.5,))
     monkeypatch.setattr(acceleration, "FINE", (0.4,))
     monkeypatch.setattr(acceleration, "SIDES", (10 / 14,))
     options = {

@@ -32,20 +32,23 @@ from vitsal.tuning.answers import divergence
 def test_all_that_is_tried_of_deit_tiny():
     model = load_model("deit_tiny_patch16_224", pretrained=False)
     tried = all_reductions(model, guided=True)
-    constant = map(str, (2, 3, 5, 6, 7, 8, 10, 13, 16))
-    late = {f"{count}@{start}" for count in (10, 13, 16) for start in (3, 6)}
-    assert {reduction.merge for reduction in tried} == {"0", *constant, "13-", "16-", *late}
+    alone = {f"{count}{start}c" for count in range(2, 21) for start in ("", "@3", "@6")}
+    constant = {f"{count}c" for count in (8, 13, 16)}
+    late = {f"{count}@{start}c" for count in (5, 7, 10, 13, 16, 20) for start in (3, 6)}
+    assert {reduction.merge for reduction in tried if not reduction.guided} == {"0", *alone}
+    assert {one.merge for one in tried if one.guided and not one.coarse} == {"0", *constant, *late}
     sides = {reduction.input_size and reduction.input_size[0] for reduction in tried}
     assert sides == {None, 192, 176, 160, 144, 128}
-    dropped, coarse = 8 * 18 * 6, 5 * 7 * 4
-    assert len(set(tried)) == len(tried) == dropped + coarse + 2 * (dropped - 18 + coarse)  # softened where fewer
+    whole, dropped, coarse = 1 + 3 * 19, 9 * 16 * 6, 5 * 13 * 4
+    softened = 5 * whole + dropped + coarse  # where there are fewer patches
+    assert len(set(tried)) == len(tried) == whole + 3 * softened
     assert {reduction.soften for reduction in tried} == {"0", "1", "1-"}
     assert {one.input_size and one.input_size[0] for one in tried if one.coarse} == {None, 192, 160, 128}
     assert {one.merge for one in tried if one.coarse} == {"0", *late}
     assert {reduction.keep_ratio for reduction in all_reductions(model, guided=False)} == {1.0}
-    softened = all_reductions(model, guided=True, softenings=["1-"])
-    assert len(softened) == dropped + coarse
-    assert all(one.softens == (one.guided or one.input_size is not None) for one in softened)
+    decreasing = all_reductions(model, guided=True, softenings=["1-"])
+    assert len(decreasing) == whole + softened
+    assert all(one.softens == (one.guided or one.input_size is not None) for one in decreasing)
 
 
 def test_a_target_that_can_neither_merge_nor_mix_sizes_has_its_other_levers():
@@ -54,10 +57,17 @@ def test_a_target_that_can_neither_merge_nor_mix_sizes_has_its_other_levers():
     assert len({reduction.input_size for reduction in tried}) > 1
 
 
+def test_where_no_class_token_is_read_none_is_asked_what_to_spare():
+    merges = {reduction.merge for reduction in all_reductions(FAMILIES["MAE fine-tuned"].load(), guided=True)}
+    assert len(merges) > 2
+    assert not any(merge.endswith("c") for merge in merges)
+
+
 @pytest.fixture
 def few(monkeypatch):
     """Fewer ways to try, which takes a tenth of the time."""
-    fewer = {"RATIOS": (1.0, 0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (10 / 14,), "MERGED": (0.3, 0.8)}
+    fewer = {"RATIOS": (0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (10 / 14,), "MERGED": (0.3, 0.8), "LATE": (0.8,)}
+    fewer["ALONE"] = fewer["MERGED"]
     for name, values in fewer.items():
         monkeypatch.setattr(acceleration, name, values)
 

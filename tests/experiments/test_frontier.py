@@ -40,7 +40,8 @@ SPEEDS = (1.5, 2.0)
 @pytest.fixture
 def few(monkeypatch):
     """Fewer ways to try, which takes a tenth of the time."""
-    fewer = {"RATIOS": (1.0, 0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (12 / 14, 10 / 14), "MERGED": (0.3, 0.8)}
+    fewer = {"RATIOS": (0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (12 / 14, 10 / 14), "MERGED": (0.3, 0.8)}
+    fewer["LATE"] = fewer["ALONE"] = fewer["MERGED"]
     for name, values in fewer.items():
         monkeypatch.setattr(acceleration, name, values)
     monkeypatch.setattr("vitsal.experiments.frontier.SLACK", 0.3)
@@ -149,7 +150,7 @@ def test_each_round_judges_the_best_of_the_one_before(tiny_vit, guides, photos, 
 @pytest.mark.usefixtures("few")
 def test_coarse_patches_are_chosen_and_kept(tiny_vit, guides, photos, tmp_path, monkeypatch):
     """Where guides have nothing else."""
-    monkeypatch.setattr(acceleration, "RATIOS", (1.0,))
+    monkeypatch.setattr(acceleration, "RATIOS", ())
     images = MixedImages([open_data(photos, model_transform(tiny_vit))])
     chosen = kept_points(tmp_path / "front", tiny_vit, guides, images, SPEEDS)
     assert {point.way for point in chosen if point.reduction.coarse} == {*guides}
@@ -242,4 +243,4 @@ def test_speedups_are_medians_of_rounds_of_what_each_point_runs(tiny_vit, guides
 
 
 def test_merging_late_is_among_the_ways(tiny_vit):
-    assert {one.merge for one in all_reductions(tiny_vit, guided=False)} >= {"5@1", "4@1", "5-", "5"}
+    assert {one.merge for one in all_reductions(tiny_vit, guided=False)} >= {"5@1c", "4@1c", "5c"}
