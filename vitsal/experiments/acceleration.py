@@ -79,7 +79,7 @@ def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = 
     Where a target sees fewer patches its attention is softened in each of these ways, as far as it can be. Merging in
     the later blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024), and the only one tried
     beside coarse patches: merged from the first block on, patches of two sizes lost more. Where a class token is read,
-    what it attends to is spared, which costs next to nothing: the more is merged, the less do answers change by it.
+    what it attends to is spared: that costs next to nothing, and changes answers less where much is merged (README).
     """
     constant, late = _schedules(target, MERGED, (0,)), _schedules(target, LATE, STARTS)
     alone, sizes = _schedules(target, ALONE, (0, *STARTS)), [None, *smaller_sizes(target, SIDES)]
