@@ -242,5 +242,17 @@ def test_speedups_are_medians_of_rounds_of_what_each_point_runs(tiny_vit, guides
         assert all(torch.equal(answer, model(images)) for answer, model in zip(answers, models, strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_where_no_point_is_near_the_nearest_from_above_stands_in(tiny_vit, guides, monkeypatch):
+    monkeypatch.setattr("vitsal.experiments.frontier.SLACK", 10.0)
+    every = candidate_points(tiny_vit, guides, SPEEDS)
+    monkeypatch.setattr("vitsal.experiments.frontier.SLACK", 0.0)
+    found = {(point.way, point.speed): point.operations for point in candidate_points(tiny_vit, guides, SPEEDS)}
+    assert found.keys() == {(point.way, point.speed) for point in every}
+    for (way, speed), times in found.items():
+        assert times == min(point.operations for point in every if (point.way, point.speed) == (way, speed)) >= speed
+
+
 def test_merging_late_is_among_the_ways(tiny_vit):
     assert {one.merge for one in all_reductions(tiny_vit, guided=False)} >= {"5@1c", "4@1c", "5c"}

@@ -24,7 +24,7 @@ from vitsal.reduction.drop import gather_tokens
 from vitsal.reduction.surgery import before_pooling, replaced
 
 MERGEABLE = (Block, Attention), (EvaBlock, EvaAttention)
-SPARED = 0.1  # of cosine, for each factor of e in class attention; chosen on training images (README, the frontier)
+SPARED = 0.1  # of cosine, for each factor of e in class attention; chosen on training images (README)
 
 
 class Merged:
