@@ -55,6 +55,8 @@ def test_a_token_that_led_by_enough_for_half_of_the_attention_draws_half_of_it_a
         ("1e-05", [1e-5] * 5),
         ("2.5E-1-", [0.5, 0.375, 0.25, 0.125, 0]),
         (1 / 3, [1 / 3] * 5),
+        (".5", [0.5] * 5),
+        ("1.", [1] * 5),
     ],
 )
 def test_schedules(spec, exponents):
@@ -66,8 +68,10 @@ def test_a_schedule_of_one_block_is_its_first():
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "x", "-1", "--", "1--", "10", "nan", "inf", "1e1", "1e400", "e-5", "1e-", "1,2", True, None, 10.0]
-)
+    "spec",
+    ["", "x", "-1", "--", "1--", "10", "nan", "inf", "1e1", "1e400", "e-5", "1e-", ".", ".-", "1..", "1,2", True, None,
+     10.0],
+)  # fmt: skip
 def test_schedules_that_are_none(spec):
     with pytest.raises(UserError, match=r"Softening of attention is a number from 0 to below 10, .*; got"):
         soften_schedule(spec, 3)

@@ -5,7 +5,7 @@ import copy
 import pandas as pd
 import pytest
 import torch
-from helpers import KillError, assert_close, in_two_processes, killed_once, noise_folder, randomise, traces
+from helpers import KillError, assert_close, in_two_processes, killed_once, noise_folder, traces
 from safetensors.torch import load_file
 
 from vitsal.choices import AnswerSettings
@@ -164,16 +164,13 @@ def test_it_learns_what_matters_to_the_target(tmp_path, monkeypatch):
     assert kl["after", 0.5] < kl["guide", 0.5] < kl["random", 0.5]
 
 
-def teach_the_same(folder, output):
-    torch.manual_seed(0)
-    model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=3, num_classes=10))
-    teach(new_student("convnet", (4, 4), width=4, seed=3).eval(), model, folder, output, batch_size=8)
-
-
 @pytest.mark.slow
-def test_two_processes_teach_as_one(folder, tmp_path):
-    teach_the_same(folder, tmp_path / "one")
-    in_two_processes(teach_the_same, folder, tmp_path / "two")
+def test_two_processes_teach_as_one(tiny_vit, folder, tmp_path):
+    def teach_the_same(output):
+        teach(new_student("convnet", (4, 4), width=4, seed=3).eval(), tiny_vit, folder, output, batch_size=8)
+
+    teach_the_same(tmp_path / "one")
+    in_two_processes(teach_the_same, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert_close(two[name], value, 1e-4)

@@ -5,7 +5,7 @@ import copy
 import pandas as pd
 import pytest
 import torch
-from helpers import KillError, assert_close, in_two_processes, killed_once, noise_folder, randomise, traces
+from helpers import KillError, assert_close, in_two_processes, killed_once, noise_folder, traces
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import ToTensor
@@ -212,16 +212,13 @@ def test_it_makes_a_target_more_tolerant(tmp_path):
     assert report.same_after[0] > 0.9
 
 
-def tune_the_same(folder, output):
-    torch.manual_seed(0)
-    model = randomise(load_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=3, num_classes=10))
-    tune(model, folder, output, batch_size=8, parameters=("*norm*", "cls_token"))
-
-
 @pytest.mark.slow
-def test_two_processes_tune_as_one(folder, tmp_path):
-    tune_the_same(folder, tmp_path / "one")
-    in_two_processes(tune_the_same, folder, tmp_path / "two")
+def test_two_processes_tune_as_one(tiny_vit, folder, tmp_path):
+    def tune_the_same(output):
+        tune(copy.deepcopy(tiny_vit), folder, output, batch_size=8, parameters=("*norm*", "cls_token"))
+
+    tune_the_same(tmp_path / "one")
+    in_two_processes(tune_the_same, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert_close(two[name], value, 1e-4)

@@ -37,7 +37,7 @@ class Merged:
 
     sizes: Tensor
 
-    def __init__(self, num_prefix_tokens: int, sparing: bool = False) -> None:
+    def __init__(self, num_prefix_tokens: int, sparing: bool) -> None:
         self._num_prefix_tokens, self._sparing = num_prefix_tokens, sparing
 
     @property

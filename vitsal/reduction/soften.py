@@ -85,7 +85,7 @@ def soften_schedule(spec: float | str, depth: int) -> tuple[float, ...]:
 
 def read_softening(spec: float | str) -> tuple[float, bool]:
     """Average of a schedule of exponents, and whether it decreases; UserError for what is none (`soften_schedule`)."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)(-?)", str(spec).strip())
+    found = re.fullmatch(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(-?)", str(spec).strip())
     if not found or isinstance(spec, bool) or float(found[1]) >= SOFTEST:
         raise UserError(
             f"Softening of attention is a number from 0 to below {SOFTEST}, such as '1', in every block, or '1-', "
