@@ -9,7 +9,7 @@ from values import BAD, BASE, LATE
 from workplace import furnish
 
 from vitsal import cli
-from vitsal.experiments import acceleration, frontier
+from vitsal.experiments import acceleration
 
 COMMANDS = {"": typer.main.get_command(cli.app), **typer.main.get_command(cli.app).commands}
 PARAMETERS = {(command, parameter.name): parameter for command in COMMANDS for parameter in COMMANDS[command].params}
@@ -21,9 +21,8 @@ def _few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "RATIOS", (0.7, 0.5))
     monkeypatch.setattr(acceleration, "FINE", (0.5,))
     monkeypatch.setattr(acceleration, "SIDES", (12 / 14, 10 / 14))
-    for shares in ("MERGED", "LATE", "ALONE"):
+    for shares in ("LATE", "ALONE"):
         monkeypatch.setattr(acceleration, shares, (0.3, 0.8))
-    monkeypatch.setattr(frontier, "SLACK", 0.5)
 
 
 @pytest.fixture(scope="session")

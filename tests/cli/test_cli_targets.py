@@ -137,7 +137,6 @@ def test_frontier_is_the_same_when_its_points_and_answers_are_there_already(tmp_
         "test_limit": 30,
         "speeds": "2,3",
     }
-    monkeypatch.setattr(frontier, "SLACK", 0.5)
     monkeypatch.setattr(frontier, "time_alternating", lambda tasks, *_: dict.fromkeys(tasks, np.ones(1)))
     arguments = words("frontier", **options, output=tmp_path / "front")
     said = succeed(arguments)

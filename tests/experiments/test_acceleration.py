@@ -18,6 +18,7 @@ from vitsal.experiments.acceleration import (
     choose_reduction,
     count_reductions,
     model_card,
+    near_speed,
     operating_points,
 )
 from vitsal.guides.accelerated import AcceleratedViT
@@ -32,14 +33,14 @@ from vitsal.tuning.answers import divergence
 def test_all_that_is_tried_of_deit_tiny():
     model = load_model("deit_tiny_patch16_224", pretrained=False)
     tried = all_reductions(model, guided=True)
-    alone = {f"{count}{start}c" for count in range(2, 21) for start in ("", "@3", "@6")}
-    constant = {f"{count}c" for count in (8, 13, 16)}
-    late = {f"{count}@{start}c" for count in (5, 7, 10, 13, 16, 20) for start in (3, 6)}
+    counts = (*range(2, 23), *range(24, 37, 2))
+    alone = {f"{count}{start}c" for count in counts for start in ("", "@3", "@6")}
+    late = {f"{count}@{start}c" for count in (5, 7, 8, 10, 12, 14, 16, 18) for start in (3, 6)}
     assert {reduction.merge for reduction in tried if not reduction.guided} == {"0", *alone}
-    assert {one.merge for one in tried if one.guided and not one.coarse} == {"0", *constant, *late}
+    assert {one.merge for one in tried if one.guided and not one.coarse} == {"0", *late}
     sides = {reduction.input_size and reduction.input_size[0] for reduction in tried}
     assert sides == {None, 192, 176, 160, 144, 128}
-    whole, dropped, coarse = 1 + 3 * 19, 9 * 16 * 6, 5 * 13 * 4
+    whole, dropped, coarse = 1 + 3 * 28, 11 * 17 * 6, 5 * 17 * 4
     softened = 5 * whole + dropped + coarse  # where there are fewer patches
     assert len(set(tried)) == len(tried) == whole + 3 * softened
     assert {reduction.soften for reduction in tried} == {"0", "1", "1-"}
@@ -66,10 +67,27 @@ def test_where_no_class_token_is_read_none_is_asked_what_to_spare():
 @pytest.fixture
 def few(monkeypatch):
     """Fewer ways to try, which takes a tenth of the time."""
-    fewer = {"RATIOS": (0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (10 / 14,), "MERGED": (0.3, 0.8), "LATE": (0.8,)}
-    fewer["ALONE"] = fewer["MERGED"]
+    fewer = {"RATIOS": (0.7, 0.5), "FINE": (0.5, 0.2), "SIDES": (10 / 14,), "LATE": (0.8,), "ALONE": (0.3, 0.8)}
     for name, values in fewer.items():
         monkeypatch.setattr(acceleration, name, values)
+
+
+@pytest.mark.parametrize(
+    ("speed", "near"),
+    [
+        (1.0, [1.1]),  # none is within 4 %: the nearest
+        (2.0, [2.0, 2.08]),
+        (2.05, [2.08, 2.09]),
+        (2.5, [3.0, 3.0]),  # two that are as near
+        (3.0, [3.0, 3.0]),
+        (3.2, []),
+    ],
+)
+def test_near_a_speed_by_hand(speed, near):
+    times = (3.0, 1.1, 2.08, 2.0, 2.09, 3.0)
+    found = {Reduction(merge=str(count)): value for count, value in enumerate(times, 1)}
+    assert sorted(near_speed(found, speed).values()) == near
+    assert near_speed(found, speed).items() <= found.items()
 
 
 @pytest.mark.slow
@@ -78,14 +96,14 @@ def test_points_are_counted_with_their_guide(tiny_vit, monkeypatch):
     guide = StudentGuide(randomise(Student(grid_size=(4, 4), width=8).eval()), tiny_vit)
     image = torch.zeros(1, 3, 64, 64)
     whole = count_operations(lambda: tiny_vit(image))
+    monkeypatch.setattr(acceleration, "SLACK", 0.3)
     points = operating_points(tiny_vit, guide, 1.5, progress=False)
-    assert points
-    assert any(reduction.guided for reduction in points)
+    assert {True, False} == {reduction.guided for reduction in points}
     for reduction, times in points.items():
         fast = AcceleratedViT(tiny_vit, guide, reduction)
         assert times == pytest.approx(whole / count_operations(lambda fast=fast: fast(image)))
     assert min(points.values()) >= 1.5
-    assert max(points.values()) <= 1.06 * min(points.values())
+    assert max(points.values()) <= 1.3 * 1.5
     monkeypatch.setattr(acceleration, "SLACK", 10.0)
     assert points.keys() < operating_points(tiny_vit, guide, 1.5, progress=False).keys()
 

@@ -6,6 +6,7 @@ from .acceleration import (
     choose_reduction as choose_reduction,
     count_reductions as count_reductions,
     model_card as model_card,
+    near_speed as near_speed,
     operating_points as operating_points,
 )
 from .evaluation import answer as answer, drop_curve as drop_curve

@@ -30,12 +30,11 @@ from vitsal.students.student import Student
 from vitsal.tuning.answers import answer_table
 from vitsal.tuning.lessons import SOFTENED, can_soften, merge_counts, smaller_sizes
 
-RATIOS = (0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3)
 FINE = (0.6, 0.5, 0.4, 0.3, 0.2)  # of the patches, where the rest is shown coarsely
 SIDES = (12 / 14, 11 / 14, 10 / 14, 9 / 14, 8 / 14)  # of the patches along each side
-MERGED = (0.5, 0.8, 1.0)  # of what blocks share: 8, 13 and 16 of 196 in each of 12 blocks
-LATE = (0.31, 0.43, 0.65, 0.8, 1.0, 1.25)  # likewise, where merging starts late: 5 to 20
-ALONE = tuple(step / 16 for step in range(2, 21))  # likewise, where no patches are dropped: 2 to 20
+LATE = (0.31, 0.43, 0.5, 0.65, 0.75, 0.86, 1.0, 1.11)  # of what blocks share, merged late: 5 to 18 of 196 in each of 12
+ALONE = tuple(count / 16 for count in (*range(2, 23), *range(24, 37, 2)))  # likewise, where no patches are dropped
 STARTS = (1 / 4, 1 / 2)  # of the blocks: where late is
 SOFTENINGS = ("0", "1", SOFTENED)
 SLACK = 0.04  # by how much a point may be cheaper than was asked
@@ -77,14 +76,16 @@ def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = 
 
     What is done without a guide has no keep ratios to come near to a speed by, and so more counts of merging.
     Where a target sees fewer patches its attention is softened in each of these ways, as far as it can be. Merging in
-    the later blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024), and the only one tried
-    beside coarse patches: merged from the first block on, patches of two sizes lost more. Where a class token is read,
-    what it attends to is spared: that costs next to nothing, and changes answers less where much is merged (README).
+    the later blocks alone, after patches are dropped, is PaPr's way (Mahmud et al. 2024), and the only one tried with
+    a guide: merged from the first block on, what was kept lost more. Where a class token is read, what it attends to
+    is spared: that costs next to nothing, and changes answers less where much is merged (README).
     """
-    constant, late = _schedules(target, MERGED, (0,)), _schedules(target, LATE, STARTS)
-    alone, sizes = _schedules(target, ALONE, (0, *STARTS)), [None, *smaller_sizes(target, SIDES)]
+    spared = "c" if allows(target, Reduction(merge="1c")) else ""
+    late = [schedule + spared for schedule in _schedules(target, LATE, STARTS)]
+    alone = [schedule + spared for schedule in _schedules(target, ALONE, (0, *STARTS))]
+    sizes = [None, *smaller_sizes(target, SIDES)]
     plain = [Reduction(1.0, *levers) for levers in product(["0", *alone], sizes)]
-    plain += [Reduction(*levers) for levers in product(RATIOS if guided else (), ["0", *constant, *late], sizes)]
+    plain += [Reduction(*levers) for levers in product(RATIOS if guided else (), ["0", *late], sizes)]
     coarse = [size for size in sizes if guided and allows(target, Reduction(0.5, input_size=size, rest="coarse"))]
     plain += [Reduction(*levers, rest="coarse") for levers in product(FINE, ["0", *late], coarse)]
     allowed = softenings if can_soften(target) else ("0",)
@@ -96,10 +97,9 @@ def all_reductions(target: nn.Module, guided: bool, softenings: Sequence[str] = 
 
 def _schedules(target: nn.Module, shares: Sequence[float], starts: Sequence[float]) -> list[str]:
     """Schedules of merging such shares of what blocks share, from such shares of the blocks on."""
-    spared = "c" if allows(target, Reduction(merge="1c")) else ""
     firsts = dict.fromkeys(int(start * len(target.blocks)) for start in starts)
     counts = merge_counts(target, shares)
-    return [f"{count}{f'@{first}' if first else ''}{spared}" for first in firsts for count in counts]
+    return [f"{count}{f'@{first}' if first else ''}" for first in firsts for count in counts]
 
 
 def operating_points(
@@ -110,7 +110,7 @@ def operating_points(
     Operations are counted (`vitsal.analysis.count_operations`), the guide's among them.
 
     Returns:
-        The one that comes nearest from above, and those that are up to 4 % cheaper than it.
+        See `near_speed`.
 
     Raises:
         UserError: no reduction comes so far.
@@ -119,14 +119,23 @@ def operating_points(
     whole, operations = count_operations(partial(target, image)), count_reductions(target, tried, progress=progress)
     choosing = 0 if guide is None else count_operations(partial(guide, image))
     found = {reduction: whole / (count + choosing * reduction.guided) for reduction, count in operations.items()}
-    reached = {reduction: times for reduction, times in found.items() if times >= speed_up}
-    if not reached:
+    if not (points := near_speed(found, speed_up)):
         name, most = target.pretrained_cfg["architecture"], max(found.values())
         raise UserError(
             f"Nothing that is tried makes {name} {speed_up:g} times cheaper: by count of operations, the guide's among "
             f"them, {most:.1f} times is the most. Choose a smaller speed-up."
         )
-    most = (1 + SLACK) * min(reached.values())
+    return points
+
+
+def near_speed(found: Mapping[Reduction, float], speed_up: float) -> dict[Reduction, float]:
+    """Those that come so far and are at most 4 % cheaper; where none is, the one that comes nearest from above.
+
+    Args:
+        found: reduction -> by how many times fewer operations it has.
+    """
+    reached = {reduction: times for reduction, times in found.items() if times >= speed_up}
+    most = max((1 + SLACK) * speed_up, min(reached.values(), default=0))
     return {reduction: times for reduction, times in reached.items() if times <= most}
 
 

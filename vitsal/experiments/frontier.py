@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vitsal.analysis.cost import count_operations, example_images, time_alternat
 from vitsal.analysis.intervals import Interval, difference, wilson_interval
 from vitsal.data.images import Batch, LabelledImages
 from vitsal.errors import UserError
-from vitsal.experiments.acceleration import SLACK, all_reductions, count_reductions
+from vitsal.experiments.acceleration import SLACK, all_reductions, count_reductions, near_speed
 from vitsal.experiments.evaluation import drop_curve
 from vitsal.guides.accelerated import AcceleratedViT
 from vitsal.guides.baselines import CenterGuide
@@ -144,13 +144,9 @@ def candidate_points(
     for reduction, count in count_reductions(target, tried, least=least).items():
         for way in ways_of(reduction, guides):
             found[way][reduction] = whole / (count + own.get(way, 0))
-    return [Point(way, speed, *one) for way in found for speed in speeds for one in _near(found[way], speed)]
-
-
-def _near(found: Mapping[Reduction, float], speed: float) -> list[tuple[Reduction, float]]:
-    """Those that come so far and hardly further; where none does, the one that comes nearest from above."""
-    reached = sorted(((reduction, times) for reduction, times in found.items() if times >= speed), key=itemgetter(1))
-    return [one for one in reached if one[1] <= (1 + SLACK) * speed] or reached[:1]
+    return [
+        Point(way, speed, *one) for way in found for speed in speeds for one in near_speed(found[way], speed).items()
+    ]
 
 
 def ways_of(reduction: Reduction, guides: Iterable[str]) -> list[str]:
